@@ -1,0 +1,109 @@
+"""Films: reading PNG, JPEG and DICOM to 8-bit grey, and turning them into pixel values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from hooks.files import StudyError
+
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""Window of a DICOM film that carries none of its own."""
+
+DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "F"}
+"""Pillow modes with more than 8 bits a pixel, which ``convert("L")`` would clip."""
+
+
+def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
+    """Grey film with its darkest pixel at 0 and its brightest at 255.
+
+    16-bit and float images keep their depth until they are scaled; a constant image is black.
+    """
+    if isinstance(image, Image.Image) and image.mode not in DEEP_MODES:
+        image = image.convert("L")
+    pixels = np.asarray(image, dtype=np.float64)
+    if pixels.ndim != 2:
+        raise StudyError(f"a film has shape {pixels.shape}; expected one grey plane [height, width]")
+    low, high = float(pixels.min()), float(pixels.max())
+    scaled = np.zeros_like(pixels) if high <= low else (pixels - low) / (high - low) * 255
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a film as 8-bit grey (mode ``L``), at its original size.
+
+    DICOM files (by suffix ``.dcm`` or by their preamble) are inverted when MONOCHROME1 and
+    windowed by their own VOI LUT, or else at :data:`WINDOW_PERCENTILES`.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing or is not an image.
+    """
+    if not path.is_file():
+        raise StudyError(f"no image file {path}; check the path in the study")
+    if _is_dicom(path):
+        return to_grey(_read_dicom(path))
+    try:
+        with Image.open(path) as image:
+            return to_grey(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise StudyError(
+            f"{path} is not an image that can be read ({type(error).__name__}); "
+            "give a PNG, JPEG or DICOM file"
+        ) from None
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in {".dcm", ".dicom"}:
+        return True
+    with path.open("rb") as handle:
+        return handle.read(132)[128:] == b"DICM"
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    """Film ``[height, width]`` in float, white is dense, windowed."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    try:
+        dataset = pydicom.dcmread(path)
+        stored = dataset.pixel_array
+    except (InvalidDicomError, AttributeError, ValueError, NotImplementedError) as error:
+        raise StudyError(
+            f"{path} is not a DICOM image that can be read ({error}); give a PNG, JPEG or DICOM file"
+        ) from None
+    if stored.ndim != 2:
+        raise StudyError(f"{path} holds {stored.shape} pixels; expected one grey frame")
+    pixels: Any = np.asarray(apply_modality_lut(stored, dataset))
+    if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
+        pixels = np.asarray(apply_voi_lut(pixels, dataset), dtype=np.float64)
+    else:
+        low, high = np.percentile(pixels, WINDOW_PERCENTILES)
+        pixels = np.clip(pixels.astype(np.float64), low, high)
+    photometric = dataset.PhotometricInterpretation
+    if photometric == "MONOCHROME1":
+        return pixels.max() - pixels
+    if photometric == "MONOCHROME2":
+        return pixels
+    raise StudyError(f"{path} is {photometric}; a film is MONOCHROME1 or MONOCHROME2")
+
+
+def pixel_values(
+    image: Image.Image, size: int, mean: float, std: float
+) -> Float[Tensor, "3 size size"]:
+    """Shortest edge to ``size`` (bicubic), centre crop, scale to 0–1, normalise, three channels."""
+    width, height = image.size
+    short = min(width, height)
+    resized = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    crop = resized.crop((left, top, left + size, top + size))
+    plane = (np.asarray(crop, dtype=np.float32) / 255 - mean) / std
+    return torch.from_numpy(plane.astype(np.float32)).expand(3, size, size).contiguous()

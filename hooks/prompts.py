@@ -1,0 +1,166 @@
+"""Prompts through a model in batches of like length; a beginning that prompts share runs once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hooks.images import read_image
+from hooks.processor import Maira2Processor
+from hooks.roles import Role, Tokens
+from hooks.studies import Study
+
+R = TypeVar("R")
+
+
+class Prompt(NamedTuple):
+    """A study's tokens; ``sequence`` is its number in the run."""
+
+    sequence: int
+    study: Study
+    tokens: Tokens
+
+
+Forward = Callable[[Sequence[Prompt], int, Mapping[str, Any]], R]
+"""``forward(prompts, start, inputs)``: run the model on ``inputs``, whose row *i* holds prompt *i*
+from token ``start`` on, right-padded."""
+
+
+class Ran(NamedTuple):
+    """What one batch gave: ``result`` covers tokens from ``start`` on, ``prefix`` (a batch of one)
+    the shared tokens before it, if any."""
+
+    prompts: Sequence[Prompt]
+    start: int
+    prefix: Any
+    result: Any
+
+
+def study_text(study: Study) -> dict[str, Any]:
+    """A study's text, as the processor names it."""
+    return {
+        "indication": study.indication,
+        "technique": study.technique,
+        "comparison": study.comparison,
+        "prior_report": study.prior_report,
+        "grounded": study.grounded,
+        "assistant_text": study.report,
+    }
+
+
+class PromptRunner:
+    """Tokenises studies and feeds them to a forward function.
+
+    Parameters
+    ----------
+    batch_tokens
+        Padded tokens in one forward pass, at most (a single longer prompt still runs).
+    """
+
+    def __init__(self, model: Any, processor: Maira2Processor, batch_tokens: int) -> None:
+        self.model, self.processor, self.batch_tokens = model, processor, batch_tokens
+        self.pixels = lru_cache(maxsize=64)(self._pixels)
+
+    def _pixels(self, film: Path) -> Tensor:
+        return self.processor.pixel_values([read_image(film)])[0]
+
+    def films(self, paths: Sequence[Path]) -> Tensor:
+        """Pixel values ``[n, 3, s, s]`` on the model's device and in its dtype."""
+        return torch.stack([self.pixels(path) for path in paths]).to(
+            self.model.device, self.model.dtype
+        )
+
+    def prompt(self, sequence: int, study: Study) -> Prompt:
+        """Tokenise one study."""
+        tokens = self.processor.tokenize_reporting(
+            has_lateral=study.lateral is not None,
+            has_prior=study.prior is not None,
+            **study_text(study),
+        )
+        return Prompt(sequence, study, tokens)
+
+    def run(self, prompts: Sequence[Prompt], forward: Forward[Any]) -> Iterator[Ran]:
+        """Call ``forward`` on batches until every prompt has run; yields in batch order."""
+        by_films: dict[tuple[Path, ...], list[Prompt]] = {}
+        for prompt in prompts:
+            by_films.setdefault(prompt.study.films(), []).append(prompt)
+        alone = []
+        for group in by_films.values():
+            shared = shared_prefix([prompt.tokens for prompt in group])
+            if shared:
+                yield from self._after_prefix(group, shared, forward)
+            else:
+                alone += group
+        for batch in self._batches(alone, skip=0):
+            inputs = {**self._inputs(batch), "use_cache": False}
+            yield Ran(batch, 0, None, forward(batch, 0, inputs))
+
+    def _after_prefix(
+        self, group: list[Prompt], shared: int, forward: Forward[Any]
+    ) -> Iterator[Ran]:
+        from transformers import DynamicCache
+
+        head = group[0]._replace(tokens=group[0].tokens.take(slice(shared)))
+        cache = DynamicCache(config=self.model.config.text_config)
+        inputs = {**self._inputs([head]), "past_key_values": cache, "use_cache": True}
+        prefix = forward([head], 0, inputs)
+        for batch in self._batches(group, skip=shared):
+            ids, mask = self._padded([prompt.tokens.ids for prompt in batch])
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(batch))
+            inputs = {
+                "input_ids": ids[:, shared:],
+                "attention_mask": mask,
+                "past_key_values": own,
+                "use_cache": True,
+            }
+            yield Ran(batch, shared, prefix, forward(batch, shared, inputs))
+
+    def _batches(self, prompts: list[Prompt], skip: int) -> Iterator[list[Prompt]]:
+        batch: list[Prompt] = []
+        for prompt in sorted(prompts, key=lambda prompt: (len(prompt.tokens), prompt.sequence)):
+            if batch and (len(batch) + 1) * (len(prompt.tokens) - skip) > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(prompt)
+        if batch:
+            yield batch
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and attention mask, ``[batch, longest]``, on the model's device."""
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.processor.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.from_numpy(row)
+            mask[i, : len(row)] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _inputs(self, batch: Sequence[Prompt]) -> dict[str, Tensor]:
+        ids, mask = self._padded([prompt.tokens.ids for prompt in batch])
+        films = [film for prompt in batch for film in prompt.study.films()]
+        return {"input_ids": ids, "attention_mask": mask, "pixel_values": self.films(films)}
+
+
+def shared_prefix(prompts: Sequence[Tokens]) -> int:
+    """Tokens that all prompts begin with, or 0 unless every film lies among them.
+
+    At least one token of each prompt stays outside, so that each has something to compute.
+    """
+    if len(prompts) < 2:
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    first = prompts[0].ids[:shortest]
+    same = np.ones(shortest, dtype=bool)
+    for prompt in prompts[1:]:
+        same &= prompt.ids[:shortest] == first
+    shared = shortest if same.all() else int(np.argmin(same))
+    films_end = int(np.flatnonzero(prompts[0].of_role(Role.IMAGE))[-1]) + 1
+    return shared if shared >= films_end else 0

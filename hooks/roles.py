@@ -1,0 +1,142 @@
+"""What each token is: image patch, boilerplate, clinical prompt text, report text, grounding.
+
+A prompt is built from *pieces* whose role is known. The rendered text keeps their character
+spans, the tokenizer gives each token's span, and so every token gets the role of the piece that
+its last character belongs to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from hooks.grounding import TOKEN_PATTERN
+
+NONE = -1
+"""Value of view, row, column and sentence where a token has none."""
+
+
+class Role(IntEnum):
+    """The five kinds of token; the value is what the token table stores."""
+
+    IMAGE = 0
+    """A patch embedding in place of ``<image>``."""
+    BOILERPLATE = 1
+    """Fixed prompt words, template words, special tokens."""
+    CLINICAL = 2
+    """Indication, technique, comparison, prior report, phrase to ground."""
+    REPORT = 3
+    """The report itself, teacher-forced or generated."""
+    GROUNDING = 4
+    """``<obj>``, ``<box>`` and coordinate tokens inside a report."""
+
+
+class View(IntEnum):
+    """Which film a patch belongs to, in the order MAIRA-2 reads them."""
+
+    FRONTAL = 0
+    LATERAL = 1
+    PRIOR = 2
+
+
+class Piece(NamedTuple):
+    """A stretch of prompt text of one role; ``view`` is set for an image placeholder."""
+
+    text: str
+    role: Role
+    view: View | None = None
+
+
+class Span(NamedTuple):
+    """Characters ``start:end`` of a rendered prompt and their role."""
+
+    start: int
+    end: int
+    role: Role
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt's tokens as parallel arrays ``[n_tokens]``; :data:`NONE` where not applicable."""
+
+    ids: np.ndarray
+    role: np.ndarray
+    view: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    sentence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, chosen: np.ndarray | slice) -> Tokens:
+        """The tokens a mask, index array or slice chooses."""
+        return Tokens(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def of_role(self, *roles: Role) -> np.ndarray:
+        """Boolean mask ``[n_tokens]`` of the tokens that have one of ``roles``."""
+        return np.isin(self.role, [int(role) for role in roles])
+
+
+def assign_roles(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    spans: Sequence[Span],
+    patches_per_image: int,
+) -> Tokens:
+    """Roles of a tokenised prompt.
+
+    Parameters
+    ----------
+    ids, offsets
+        Token ids and their character spans in ``text``; ``(0, 0)`` for added special tokens.
+    text
+        The prompt with every image placeholder repeated once per patch.
+    spans
+        Spans of the pieces in ``text``, in order; characters between them are boilerplate.
+    patches_per_image
+        Must be a square number; patches run row by row.
+    """
+    n = len(ids)
+    role = np.full(n, Role.BOILERPLATE, dtype=np.int8)
+    view, row, column, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(4))
+    starts = np.array([span.start for span in spans])
+    side = int(round(patches_per_image**0.5))
+    patch = 0
+    sentence_starts = _sentence_starts(text, spans)
+    for i, (start, end) in enumerate(offsets):
+        if start == end == 0:
+            continue
+        last = max(end - 1, start)
+        index = int(np.searchsorted(starts, last, side="right")) - 1
+        if index < 0 or last >= spans[index].end:
+            continue
+        span = spans[index]
+        role[i] = span.role
+        if span.role is Role.IMAGE:
+            view[i] = int(span.view or 0)
+            row[i], column[i] = divmod(patch % patches_per_image, side)
+            patch += 1
+        elif span.role is Role.REPORT:
+            sentence[i] = int(np.searchsorted(sentence_starts, last, side="right")) - 1
+            if TOKEN_PATTERN.fullmatch(text[start:end].strip()):
+                role[i] = Role.GROUNDING
+    return Tokens(np.asarray(ids, dtype=np.int64), role, view, row, column, sentence)
+
+
+def _sentence_starts(text: str, spans: Sequence[Span]) -> np.ndarray:
+    """Character positions at which the report's sentences start, ascending."""
+    starts = []
+    for span in spans:
+        if span.role is Role.REPORT:
+            report = text[span.start : span.end]
+            starts += [span.start]
+            starts += [span.start + m.end() for m in re.finditer(r"[.!?](?:\s+|(?=<))", report)]
+    return np.array(starts or [0])

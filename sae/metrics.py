@@ -1,0 +1,88 @@
+"""Reconstruction metrics over any number of batches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooks.store import ActivationFolder
+from sae.model import MatryoshkaSAE
+
+
+class Quality(NamedTuple):
+    """How well a dictionary reconstructs a set of tokens."""
+
+    n_tokens: int
+    fvu: float
+    """Fraction of variance unexplained, ``Σ‖x − x̂‖² / Σ‖x − x̄‖²`` with the mean of all tokens."""
+    l0: float
+    """Mean active latents per token."""
+    dead_fraction: float
+    """Latents that fire on none of the tokens."""
+    firing_rates: Float[Tensor, " F"]
+    """Fraction of the tokens on which each latent fires."""
+
+    def summary(self) -> dict[str, float | int]:
+        """The scalars, for JSON."""
+        return {n: v for n, v in self._asdict().items() if not isinstance(v, Tensor)}
+
+
+class QualityMeter:
+    """Accumulates :class:`Quality` in float64."""
+
+    def __init__(self, d_model: int, n_latents: int) -> None:
+        self.n = 0
+        self.error = 0.0
+        self.squares = 0.0
+        self.sum = torch.zeros(d_model, dtype=torch.float64)
+        self.fired = torch.zeros(n_latents, dtype=torch.float64)
+
+    def update(
+        self,
+        x: Float[Tensor, "batch d"],
+        reconstruction: Float[Tensor, "batch d"],
+        z: Float[Tensor, "batch F"],
+    ) -> None:
+        """Add a batch."""
+        exact = x.double()
+        self.n += len(x)
+        self.error += float((exact - reconstruction.double()).square().sum())
+        self.squares += float(exact.square().sum())
+        self.sum += exact.sum(dim=0).cpu()
+        self.fired += (z > 0).sum(dim=0).cpu()
+
+    def compute(self) -> Quality:
+        """Metrics of everything added; FVU is infinite when the tokens do not vary."""
+        total = self.squares - float(self.sum.square().sum()) / max(self.n, 1)
+        rates = self.fired / max(self.n, 1)
+        return Quality(
+            n_tokens=self.n,
+            fvu=self.error / total if total > 0 else float("inf"),
+            l0=float(rates.sum()),
+            dead_fraction=float((self.fired == 0).double().mean()),
+            firing_rates=rates.float(),
+        )
+
+
+@torch.no_grad()
+def measure(
+    sae: MatryoshkaSAE,
+    folder: ActivationFolder,
+    site: str,
+    chosen: np.ndarray,
+    batch: int = 4096,
+) -> Quality:
+    """:class:`Quality` of ``sae`` at inference on the chosen rows (mask ``[n_tokens]``)."""
+    meter = QualityMeter(sae.config.d_model, sae.config.n_latents)
+    for start in range(0, folder.n_tokens, batch):
+        stop = min(start + batch, folder.n_tokens)
+        mask = torch.from_numpy(chosen[start:stop])
+        if mask.any():
+            x = folder.rows(site, start, stop)[mask].to(sae.W_dec)
+            z = sae.encode(x)
+            meter.update(x, sae.decode(z), z)
+    return meter.compute()

@@ -1,0 +1,261 @@
+"""The Matryoshka BatchTopK sparse autoencoder.
+
+For activations ``x`` of width ``d`` (Bussmann et al., arXiv 2503.17547 and 2412.06410):
+
+    pre   = relu((x − b_dec) @ W_enc + b_enc)
+    z     = the batch·k largest entries of pre            (training: BatchTopK)
+    z     = pre · (pre > threshold)                       (inference)
+    x̂_g   = b_dec + z[:, :m_g] @ W_dec[:m_g]              (prefix g of the dictionary)
+
+Latents are ordered; prefix ``g`` ends at ``m_g``, the sum of the first ``g`` group sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hooks.files import (
+    ConfigError,
+    FolderError,
+    atomic_path,
+    file_record,
+    open_sealed,
+    read_json,
+    reject_unknown_keys,
+    seal,
+    write_json,
+)
+
+KIND = "sae"
+FORMAT_VERSION = 1
+FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Default share of the dictionary in each group, innermost first."""
+
+
+def group_sizes_of(n_latents: int, fractions: Sequence[float] = FRACTIONS) -> tuple[int, ...]:
+    """Group sizes from fractions; what rounding leaves over goes to the last group.
+
+    >>> group_sizes_of(100, (0.5, 0.25, 0.25))
+    (50, 25, 25)
+    """
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"group fractions sum to {sum(fractions):.4f}; they must sum to 1")
+    sizes = [int(fraction * n_latents) for fraction in fractions]
+    sizes[-1] += n_latents - sum(sizes)
+    return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """Shape of a dictionary, and where its activations came from."""
+
+    d_model: int
+    """Width of the activations."""
+    n_latents: int
+    """Size of the dictionary, F."""
+    k: int
+    """Mean active latents per token while training."""
+    group_sizes: tuple[int, ...] = ()
+    """Latents in each nested group, innermost first; empty means :data:`FRACTIONS` of F."""
+    site: str = ""
+    """Named place in the model, see :mod:`hooks.sites`."""
+    policy: str = ""
+    """Token policy of the harvest it was trained on."""
+    norm_scale: float = 1.0
+    """Training saw ``x · norm_scale``; saved weights take raw activations (it is folded in)."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Identity of the model, from the activation folder."""
+
+    def __post_init__(self) -> None:
+        sizes = tuple(self.group_sizes) or group_sizes_of(self.n_latents)
+        object.__setattr__(self, "group_sizes", sizes)
+        if not 0 < self.k <= self.n_latents:
+            raise ConfigError(f"k is {self.k}; it must lie in 1–{self.n_latents} (n_latents)")
+        if min(sizes) < 1 or sum(sizes) != self.n_latents:
+            raise ConfigError(
+                f"group sizes {sizes} sum to {sum(sizes)}; they must be positive and sum to "
+                f"n_latents = {self.n_latents}"
+            )
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Where each prefix of the dictionary ends, ``m_1 … m_G = F``."""
+        return tuple(accumulate(self.group_sizes))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SAEConfig:
+        """The inverse of :func:`dataclasses.asdict`; unknown keys are an error."""
+        reject_unknown_keys(values, [f.name for f in fields(cls)], "an SAE's config.json")
+        return cls(**{**values, "group_sizes": tuple(values["group_sizes"])})
+
+
+def kth_largest(values: Tensor, count: int, guess: float = 0.0) -> Tensor:
+    """The ``count``-th largest of non-negative ``values``, as a scalar; 0 if fewer are positive.
+
+    Exact for any ``guess`` ≥ 0. A guess just below the answer makes it fast: only the values above
+    it are ordered, and if they are too few, all positive ones are.
+    """
+    for floor in (guess, 0.0):
+        candidates = values[values > floor]
+        if candidates.numel() >= count:
+            return candidates.kthvalue(candidates.numel() - count + 1).values
+    return values.new_zeros(())
+
+
+class MatryoshkaSAE(nn.Module):
+    """A dictionary with nested prefixes; see the module docstring for the mathematics.
+
+    Parameters
+    ----------
+    config
+        Shape and provenance.
+    seed
+        Decoder rows are random unit vectors, the encoder starts as the decoder's transpose.
+    """
+
+    def __init__(self, config: SAEConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        d, f = config.d_model, config.n_latents
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(f, d, generator=generator, dtype=torch.float64)
+        directions /= directions.norm(dim=1, keepdim=True)
+        self.W_dec = nn.Parameter(directions.to(dtype))
+        self.W_enc = nn.Parameter(directions.T.contiguous().to(dtype))
+        self.b_enc = nn.Parameter(torch.zeros(f, dtype=dtype))
+        self.b_dec = nn.Parameter(torch.zeros(d, dtype=dtype))
+        self.threshold: Tensor
+        self.register_buffer("threshold", torch.zeros((), dtype=dtype))
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"MatryoshkaSAE(site={c.site!r}, d_model={c.d_model}, n_latents={c.n_latents}, k={c.k}, "
+            f"groups={c.group_sizes})"
+        )
+
+    def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
+        """Rectified encoder output before any selection."""
+        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+
+    def batch_topk(self, pre: Float[Tensor, "batch F"], k: int | None = None) -> Tensor:
+        """Keep the ``batch · k`` largest entries of ``pre`` over the whole batch.
+
+        Entries equal to the smallest one kept all stay; zeros never count as active.
+        """
+        count = len(pre) * (self.config.k if k is None else k)
+        guess = float(self.threshold) * 0.7
+        least = kth_largest(pre.detach(), count, guess)
+        return pre * ((pre >= least) & (pre > 0))
+
+    def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
+        """Latents at inference: pre-activations strictly above the threshold."""
+        pre = self.pre_activations(x)
+        return pre * (pre > self.threshold)
+
+    def encode_some(
+        self, x: Float[Tensor, "*batch d"], latents: Sequence[int] | Tensor
+    ) -> Float[Tensor, "*batch n"]:
+        """:meth:`encode` for a few latents only."""
+        chosen = torch.as_tensor(latents, device=x.device)
+        pre = torch.relu((x - self.b_dec) @ self.W_enc[:, chosen] + self.b_enc[chosen])
+        return pre * (pre > self.threshold)
+
+    def decode(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch d"]:
+        """Reconstruction from the whole dictionary."""
+        return z @ self.W_dec + self.b_dec
+
+    def decode_prefixes(self, z: Float[Tensor, "batch F"]) -> Iterator[Float[Tensor, "batch d"]]:
+        """Reconstruction from each prefix, innermost first; each adds its group to the last."""
+        sizes = self.config.group_sizes
+        reconstruction = self.b_dec
+        for latents, rows in zip(z.split(sizes, dim=1), self.W_dec.split(sizes), strict=True):
+            reconstruction = torch.addmm(reconstruction, latents, rows)
+            yield reconstruction
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Reconstruction at inference."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def normalize_decoder(self) -> None:
+        """Scale every decoder row to unit length."""
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Remove from each decoder row's gradient its part along the (unit) row."""
+        grad = self.W_dec.grad
+        if grad is not None:
+            grad.sub_((grad * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
+
+    @torch.no_grad()
+    def folded(self, scale: float) -> MatryoshkaSAE:
+        """The same function for raw activations, of a dictionary trained on ``x · scale``.
+
+        Biases and threshold are divided by ``scale``; weights stay, so decoder rows keep unit
+        length and latents are in raw units: ``folded(x) = self(x · scale) / scale``.
+        """
+        values = asdict(self.config) | {"norm_scale": scale}
+        raw = MatryoshkaSAE(SAEConfig.from_dict(values), dtype=self.W_dec.dtype)
+        raw.load_state_dict(self.state_dict())
+        for tensor in (raw.b_enc, raw.b_dec, raw.threshold):
+            tensor.div_(scale)
+        return raw
+
+    def save(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        """Write ``config.json``, ``sae.safetensors``, ``metrics.json``, and the manifest last."""
+        write_json(folder / "config.json", asdict(self.config))
+        with atomic_path(folder / "sae.safetensors") as temporary:
+            save_file({n: v.detach().contiguous() for n, v in self.state_dict().items()}, temporary)
+        write_json(folder / "metrics.json", dict(metrics))
+        names = ("config.json", "sae.safetensors", "metrics.json")
+        seal(folder, KIND, FORMAT_VERSION, {name: file_record(folder / name) for name in names})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str | None = None) -> MatryoshkaSAE:
+        """Read a folder that :meth:`save` wrote.
+
+        Raises
+        ------
+        FolderError
+            If it is missing, unfinished, damaged, or its tensors do not fit its config.
+        """
+        folder = Path(folder)
+        open_sealed(folder, KIND, FORMAT_VERSION, "run `maira-sae train` to make it")
+        config = SAEConfig.from_dict(read_json(folder / "config.json"))
+        tensors = load_file(folder / "sae.safetensors", device=device or "cpu")
+        sae = cls(config, dtype=tensors["W_dec"].dtype).to(device or "cpu")
+        expected = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if found != expected:
+            raise FolderError(
+                f"{folder}/sae.safetensors holds {found}, its config needs {expected}; "
+                "the two files are not from one run"
+            )
+        sae.load_state_dict(tensors)
+        return sae.eval()
+
+
+def geometric_median(
+    points: Float[Tensor, "n d"], iterations: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d"]:
+    """The point with the least summed distance to ``points`` (Weiszfeld's algorithm)."""
+    median = points.mean(dim=0)
+    for _ in range(iterations):
+        weights = 1 / (points - median).norm(dim=1).clamp_min(1e-8)
+        moved = (points * weights[:, None]).sum(dim=0) / weights.sum()
+        done = bool((moved - median).norm() <= tolerance * median.norm())
+        median = moved
+        if done:
+            break
+    return median
