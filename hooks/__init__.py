@@ -1,0 +1,75 @@
+"""Model → activations: MAIRA-2, its sites and roles, studies, and the activation folder.
+
+Names load when they are first used, so ``import hooks`` does not import transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hooks.files import MairaSaeError
+    from hooks.grounding import Box, GroundedPhrase, parse_grounded, uncrop_box, write_grounded
+    from hooks.harvest import POLICIES, HarvestConfig, harvest
+    from hooks.images import read_image
+    from hooks.maira2 import Maira2Config, Maira2ForConditionalGeneration, load_model
+    from hooks.processor import Maira2Processor, load_processor
+    from hooks.roles import Role, Tokens, View
+    from hooks.sites import Site, capture, resolve_site, rewrite, site_names
+    from hooks.store import ActivationFolder
+    from hooks.studies import Study, read_folder, read_openi
+
+_HOME = {
+    "files": ("MairaSaeError",),
+    "grounding": ("Box", "GroundedPhrase", "parse_grounded", "uncrop_box", "write_grounded"),
+    "harvest": ("HarvestConfig", "POLICIES", "harvest"),
+    "images": ("read_image",),
+    "maira2": ("Maira2Config", "Maira2ForConditionalGeneration", "load_model"),
+    "processor": ("Maira2Processor", "load_processor"),
+    "roles": ("Role", "Tokens", "View"),
+    "sites": ("Site", "capture", "resolve_site", "rewrite", "site_names"),
+    "store": ("ActivationFolder",),
+    "studies": ("Study", "read_folder", "read_openi"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "POLICIES",
+    "ActivationFolder",
+    "Box",
+    "GroundedPhrase",
+    "HarvestConfig",
+    "Maira2Config",
+    "Maira2ForConditionalGeneration",
+    "Maira2Processor",
+    "MairaSaeError",
+    "Role",
+    "Site",
+    "Study",
+    "Tokens",
+    "View",
+    "capture",
+    "harvest",
+    "load_model",
+    "load_processor",
+    "parse_grounded",
+    "read_folder",
+    "read_image",
+    "read_openi",
+    "resolve_site",
+    "rewrite",
+    "site_names",
+    "uncrop_box",
+    "write_grounded",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'hooks' has no attribute {name!r}")
+    return getattr(import_module(f"hooks.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -49,6 +49,9 @@ class ConfigError(MairaSaeError):
 class EndpointError(MairaSaeError):
     """A language-model endpoint is down, refuses, or may not be used."""
 
+    resumable = False
+    """Whether answers were already recorded, so that running again continues."""
+
 
 def nearest(asked: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the closest known name, or an empty string.

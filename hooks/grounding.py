@@ -68,7 +68,7 @@ def parse_grounded(text: str, bins: int = BINS) -> str | list[GroundedPhrase]:
         if match is None:
             raise GroundingError(
                 f"expected '<obj>phrase[<box>…</box>]</obj>' at character {cursor}, found "
-                f"{text[cursor : cursor + 40]!r}; generate with more tokens or read it as plain text"
+                f"{text[cursor : cursor + 40]!r}; generate more tokens, or read it as plain text"
             )
         boxes = _parse_boxes(match["boxes"], bins)
         phrases.append(GroundedPhrase(match["text"].strip(), boxes or None))

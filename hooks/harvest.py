@@ -88,7 +88,7 @@ def harvest(
     sites = resolve_sites(model, config.sites)
     if processor.patches_per_image != model.config.image_seq_length:
         raise ConfigError(
-            f"the processor makes {processor.patches_per_image} tokens of a film, the model expects "
+            f"the processor makes {processor.patches_per_image} tokens of a film, the model takes "
             f"{model.config.image_seq_length}; load both from one checkpoint"
         )
     record = {

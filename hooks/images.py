@@ -29,7 +29,9 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
         image = image.convert("L")
     pixels = np.asarray(image, dtype=np.float64)
     if pixels.ndim != 2:
-        raise StudyError(f"a film has shape {pixels.shape}; expected one grey plane [height, width]")
+        raise StudyError(
+            f"a film has shape {pixels.shape}; expected one grey plane [height, width]"
+        )
     low, high = float(pixels.min()), float(pixels.max())
     scaled = np.zeros_like(pixels) if high <= low else (pixels - low) / (high - low) * 255
     return Image.fromarray(scaled.astype(np.uint8))
@@ -78,7 +80,7 @@ def _read_dicom(path: Path) -> np.ndarray:
         stored = dataset.pixel_array
     except (InvalidDicomError, AttributeError, ValueError, NotImplementedError) as error:
         raise StudyError(
-            f"{path} is not a DICOM image that can be read ({error}); give a PNG, JPEG or DICOM file"
+            f"{path} is not a DICOM image that can be read ({error}); give a PNG, JPEG or DICOM"
         ) from None
     if stored.ndim != 2:
         raise StudyError(f"{path} holds {stored.shape} pixels; expected one grey frame")
@@ -102,7 +104,9 @@ def pixel_values(
     """Shortest edge to ``size`` (bicubic), centre crop, scale to 0–1, normalise, three channels."""
     width, height = image.size
     short = min(width, height)
-    resized = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    resized = image.resize(
+        (size * width // short, size * height // short), Image.Resampling.BICUBIC
+    )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     crop = resized.crop((left, top, left + size, top + size))
     plane = (np.asarray(crop, dtype=np.float32) / 255 - mean) / std

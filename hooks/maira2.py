@@ -77,7 +77,7 @@ class Maira2Config(LlavaConfig):
         vision: Any = self.vision_config
         if vision.model_type != "dinov2":
             raise ConfigError(
-                f"vision_config.model_type is {vision.model_type!r}; MAIRA-2 has a 'dinov2' backbone"
+                f"vision_config.model_type is {vision.model_type!r}; MAIRA-2's is 'dinov2'"
             )
         if vision.reshape_hidden_states:
             raise ConfigError(
@@ -146,7 +146,11 @@ class Maira2Model(LlavaModel):
         """
         for ignored in ("return_dict", "image_sizes"):
             kwargs.pop(ignored, None)
-        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layer = (
+            self.config.vision_feature_layer
+            if vision_feature_layer is None
+            else vision_feature_layer
+        )
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         features = self.vision_tower(pixel_values, **kwargs).feature_maps[layer]
         if strategy == "default":
@@ -191,7 +195,10 @@ class Maira2ForConditionalGeneration(LlavaForConditionalGeneration):
             _check_folder(source)
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path,
+            *args,
+            # Reported below, by name; transformers' own error does not say which weight it was.
+            **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True},
         )
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             keys = sorted(map(str, info[problem]))

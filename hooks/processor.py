@@ -68,7 +68,9 @@ def reporting_pieces(
 ) -> list[Piece]:
     """The user turn of a reporting prompt; see the module docstring."""
     if prior_report and not has_prior:
-        log.warning("prior_report is not used: the prompt has a place for it only with a prior film")
+        log.warning(
+            "prior_report is not used: the prompt has a place for it only with a prior film"
+        )
 
     def fixed(text: str) -> Piece:
         return Piece(text, Role.BOILERPLATE)
@@ -147,7 +149,9 @@ class Maira2Processor:
         self.patches_per_image = (image_size // patch_size) ** 2
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if self.image_token_id in (None, tokenizer.unk_token_id):
-            raise CheckpointError(f"the tokenizer has no {IMAGE_TOKEN} token; add it as a special one")
+            raise CheckpointError(
+                f"the tokenizer has no {IMAGE_TOKEN} token; add it as a special one"
+            )
         self.hub_processor: Any = None
 
     @classmethod
@@ -286,7 +290,7 @@ class Maira2Processor:
         get_grounding: bool = False,
         assistant_text: str | None = None,
     ) -> BatchFeature:
-        """``input_ids``, ``attention_mask`` ``[1, n]`` and ``pixel_values`` ``[films, 3, s, s]``."""
+        """``input_ids`` and ``attention_mask`` ``[1, n]``, ``pixel_values`` ``[films, 3, s, s]``."""
         return self.model_inputs(
             self.encode_reporting(
                 current_frontal,

@@ -108,7 +108,7 @@ def assign_roles(
     role = np.full(n, Role.BOILERPLATE, dtype=np.int8)
     view, row, column, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(4))
     starts = np.array([span.start for span in spans])
-    side = int(round(patches_per_image**0.5))
+    side = round(patches_per_image**0.5)
     patch = 0
     sentence_starts = _sentence_starts(text, spans)
     for i, (start, end) in enumerate(offsets):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -135,10 +135,8 @@ def capture(sites: Sequence[Site], stop: bool = True) -> Iterator[Callable[..., 
 
     def run(forward: Callable[..., Any], **inputs: Any) -> dict[str, Tensor]:
         captured.clear()
-        try:
+        with suppress(_StopForward):
             forward(**inputs)
-        except _StopForward:
-            pass
         return dict(captured)
 
     try:

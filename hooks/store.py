@@ -224,7 +224,8 @@ class ActivationFolder:
         """``site`` itself if the folder has it."""
         if site not in self.sites:
             raise FolderError(
-                f"{self.folder} has no site {site!r}{nearest(site, self.sites)}; it has {self.sites}"
+                f"{self.folder} has no site {site!r}{nearest(site, self.sites)}; "
+                f"it has {self.sites}"
             )
         return site
 
@@ -295,4 +296,3 @@ class ActivationFolder:
         if count == 0:
             raise FolderError(f"{self.folder} has no rows of role {role and role.name.lower()}")
         return Moments(count, total / count, squared / count)
-

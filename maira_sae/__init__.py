@@ -1,0 +1,1 @@
+"""The ``maira-sae`` command and the demonstration."""

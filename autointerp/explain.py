@@ -1,0 +1,152 @@
+"""Labels for latents, each with its score on held-out patients and a shuffled-label baseline."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autointerp.client import Client, EndpointConfig, Ledger
+from autointerp.collect import LatentExamples, collect_examples
+from autointerp.prompts import explain_messages
+from autointerp.score import detect
+from hooks.files import (
+    ConfigError,
+    FolderError,
+    atomic_path,
+    file_record,
+    is_sealed,
+    open_sealed,
+    read_json,
+    seal,
+    write_json,
+)
+from hooks.progress import track
+from hooks.store import ActivationFolder
+from sae.model import MatryoshkaSAE
+
+KIND = "labels"
+FORMAT_VERSION = 1
+MAX_WORDS = 12
+"""A longer reply is cut; a concept is a short phrase."""
+
+
+class LabelConfig(NamedTuple):
+    """What is labelled and on how many examples."""
+
+    latents: tuple[int, ...]
+    n_explain: int = 10
+    n_score: int = 20
+    heldout: float = 0.2
+    seed: int = 0
+
+
+class Label(NamedTuple):
+    """A latent's label, or ``None`` for "no clear concept", and how well it predicts firing."""
+
+    latent: int
+    label: str | None
+    balanced_accuracy: float | None
+    baseline: float | None
+    """Balanced accuracy of another latent's label on the same windows."""
+    coverage: float
+    n_scored: int
+    reference: float
+    """99th percentile of the latent where it fires, the unit of steering strength."""
+
+
+def read_label(reply: str) -> str | None:
+    """The first line of a reply as a short phrase, or ``None`` if it names no concept.
+
+    >>> read_label('1. "Enlarged <<heart>>."'), read_label("None"), read_label("")
+    ('Enlarged heart', None, None)
+    """
+    lines = [line for line in reply.splitlines() if line.strip()]
+    first = re.sub(r"^\s*(\d+[.)]|[-*]|Concept:)\s*|<<|>>", "", lines[0]) if lines else ""
+    phrase = first.strip(" \t\"'`*.,")
+    words = phrase.split()
+    if not words or phrase.lower() in {"none", "n/a", "no clear concept", "no shared concept"}:
+        return None
+    return " ".join(words[:MAX_WORDS])
+
+
+def label_latents(
+    sae: MatryoshkaSAE,
+    folder: ActivationFolder,
+    tokenizer: Any,
+    endpoint: EndpointConfig,
+    config: LabelConfig,
+    out: Path,
+) -> list[Label]:
+    """Explain each latent, score each label, and write the folder ``out``.
+
+    ``out/ledger.jsonl`` keeps every answer, so a run that stops loses nothing it paid for.
+    Answers may quote reports; treat the ledger as you treat the reports.
+    """
+    if not config.latents:
+        raise ConfigError("no latents to label; name at least one")
+    record = {
+        "config": {**config._asdict(), "latents": list(config.latents)},
+        "model": endpoint.model,
+        "site": sae.config.site,
+    }
+    path = out / "config.json"
+    if path.is_file() and read_json(path) != record:
+        raise FolderError(f"{out} holds other labels; give a new folder, or delete this one")
+    if is_sealed(out):
+        open_sealed(out, KIND, FORMAT_VERSION, "run `maira-sae label` again")
+        return read_labels(out)
+    write_json(path, record)
+
+    examples = collect_examples(
+        sae,
+        folder,
+        config.latents,
+        n_explain=config.n_explain,
+        n_score=config.n_score,
+        heldout=config.heldout,
+        seed=config.seed,
+    )
+    client = Client(endpoint, Ledger(out / "ledger.jsonl"))
+    texts = [
+        read_label(client.ask(explain_messages(one.explain, tokenizer), max_tokens=24))
+        if one.explain
+        else None
+        for one in track(examples, "explain", total=len(examples))
+    ]
+    labels = [
+        _scored(one, texts, i, client, tokenizer)
+        for i, one in enumerate(track(examples, "score", total=len(examples)))
+    ]
+    with atomic_path(out / "labels.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(label._asdict()) + "\n" for label in labels))
+    names = ("config.json", "labels.jsonl")
+    seal(out, KIND, FORMAT_VERSION, {name: file_record(out / name) for name in names})
+    return labels
+
+
+def _scored(
+    examples: LatentExamples, texts: Sequence[str | None], i: int, client: Client, tokenizer: Any
+) -> Label:
+    text = texts[i]
+    others = [t for t in (*texts[i + 1 :], *texts[:i]) if t is not None and t != text]
+    own = detect(text, examples, client, tokenizer) if text else None
+    shuffled = detect(others[0], examples, client, tokenizer) if text and others else None
+    return Label(
+        latent=examples.latent,
+        label=text,
+        balanced_accuracy=own.balanced_accuracy if own else None,
+        baseline=shuffled.balanced_accuracy if shuffled else None,
+        coverage=own.coverage if own else 0.0,
+        n_scored=own.n if own else 0,
+        reference=examples.reference,
+    )
+
+
+def read_labels(folder: Path) -> list[Label]:
+    """Labels of a finished folder."""
+    open_sealed(folder, KIND, FORMAT_VERSION, "run `maira-sae label` to make it")
+    lines = (folder / "labels.jsonl").read_text().splitlines()
+    return [Label(**json.loads(line)) for line in lines]

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hooks.files import ConfigError, FolderError
+from sae.model import (
+    MatryoshkaSAE,
+    SAEConfig,
+    geometric_median,
+    group_sizes_of,
+    kth_largest,
+)
+
+
+def make(d=6, f=20, k=3, groups=(4, 6, 10), seed=0, dtype=torch.float64):
+    sae = MatryoshkaSAE(SAEConfig(d, f, k, groups), seed=seed, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        sae.b_enc.copy_(0.1 * torch.randn(f, generator=generator))
+        sae.b_dec.copy_(torch.randn(d, generator=generator))
+    return sae
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=60),
+    st.integers(1, 70),
+    st.floats(0, 7),
+)
+def test_kth_largest_is_exact_for_any_guess(values, count, guess):
+    tensor = torch.tensor(values, dtype=torch.float32)
+    positive = sorted((v for v in values if v > 0), reverse=True)
+    want = positive[count - 1] if count <= len(positive) else 0
+    assert float(kth_largest(tensor, count, guess)) == want
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 20), st.integers(0, 1000))
+def test_batch_topk_keeps_the_largest_of_the_whole_batch(batch, k, seed):
+    sae = make()
+    pre = torch.relu(torch.randn(batch, 20, generator=torch.Generator().manual_seed(seed)))
+    z = sae.batch_topk(pre, k)
+    flat = pre.flatten()
+    kept = flat.topk(min(batch * k, flat.numel()))
+    want = torch.zeros_like(flat).scatter(0, kept.indices, kept.values).reshape_as(pre)
+    assert torch.equal(z, want)  # floats from a normal distribution do not tie
+
+
+def test_ties_at_the_threshold_stay_and_zeros_never_count():
+    sae = make(f=20)
+    pre = torch.zeros(2, 20)
+    pre[0, :3], pre[1, :3] = 1.0, 1.0
+    assert (sae.batch_topk(pre, 2) > 0).sum() == 6  # asked for 4, six tie
+    assert (sae.batch_topk(pre, 9) > 0).sum() == 6  # asked for 18, only six are positive
+
+
+def test_inference_threshold_is_strict():
+    sae = make()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    pre = sae.pre_activations(x)
+    sae.threshold.fill_(float(pre.flatten().sort().values[-4]))
+    z = sae.encode(x)
+    assert (z > 0).sum() == 3
+    assert torch.equal(z[z > 0], pre[pre > sae.threshold])
+
+
+def test_encoder_and_decoder_are_the_definition():
+    sae = make()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    z = torch.clamp((x - sae.b_dec) @ sae.W_enc + sae.b_enc, min=0)
+    torch.testing.assert_close(sae.encode(x), z)
+    prefixes = list(sae.decode_prefixes(z))
+    for end, got in zip((4, 10, 20), prefixes, strict=True):
+        torch.testing.assert_close(got, z[:, :end] @ sae.W_dec[:end] + sae.b_dec)
+    torch.testing.assert_close(sae.decode(z), prefixes[-1])
+    torch.testing.assert_close(sae.encode_some(x, [3, 17]), z[:, [3, 17]])
+    torch.testing.assert_close(sae(x), sae.decode(sae.encode(x)))
+
+
+def test_starts_with_unit_decoder_rows_and_their_transpose():
+    sae = make()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20, dtype=torch.float64))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+
+
+def test_gradient_projection_and_normalisation():
+    sae = make()
+    sae.W_dec.grad = torch.randn(20, 6, dtype=torch.float64)
+    sae.project_decoder_gradient()
+    along = (sae.W_dec.grad * sae.W_dec).sum(dim=1)
+    torch.testing.assert_close(along, torch.zeros(20, dtype=torch.float64))
+    with torch.no_grad():
+        sae.W_dec.mul_(3)
+    sae.normalize_decoder()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20, dtype=torch.float64))
+
+
+@given(st.floats(0.01, 100))
+def test_folding_the_scale_keeps_the_function(scale):
+    sae = make()
+    sae.threshold.fill_(0.3)
+    x = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    raw = sae.folded(scale)
+    torch.testing.assert_close(raw(x), sae(x * scale) / scale)
+    torch.testing.assert_close(raw.encode(x), sae.encode(x * scale) / scale)
+    assert torch.equal(raw.W_dec, sae.W_dec) and raw.config.norm_scale == scale
+
+
+def test_geometric_median_known_answers():
+    line = torch.tensor([[0.0], [1.0], [10.0]], dtype=torch.float64)
+    assert float(geometric_median(line, 2000)) == pytest.approx(1, abs=1e-2)
+    square = torch.tensor([[0, 0], [2, 0], [0, 2], [2, 2.0]], dtype=torch.float64)
+    torch.testing.assert_close(geometric_median(square), torch.ones(2, dtype=torch.float64))
+    outlier = torch.cat([torch.zeros(9, 3), torch.full((1, 3), 1e6)])
+    assert geometric_median(outlier).abs().max() < 1  # the mean is at 1e5
+
+
+def test_save_and_load(tmp_path):
+    sae = make(dtype=torch.float32)
+    sae.save(tmp_path / "sae", {"fvu": 0.1})
+    again = MatryoshkaSAE.from_pretrained(tmp_path / "sae")
+    assert again.config == sae.config
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_load_refuses_tensors_of_another_run(tmp_path):
+    make(dtype=torch.float32).save(tmp_path / "a", {})
+    make(f=40, groups=(20, 20), dtype=torch.float32).save(tmp_path / "b", {})
+    shutil_pair = (tmp_path / "b" / "sae.safetensors", tmp_path / "a" / "sae.safetensors")
+    shutil_pair[1].write_bytes(shutil_pair[0].read_bytes())
+    with pytest.raises(FolderError):
+        MatryoshkaSAE.from_pretrained(tmp_path / "a")
+
+
+def test_config_checks():
+    with pytest.raises(ConfigError, match="sum to 19; they must"):
+        SAEConfig(6, 20, 3, (9, 10))
+    with pytest.raises(ConfigError, match="k is 21"):
+        SAEConfig(6, 20, 21)
+    with pytest.raises(ConfigError, match="did you mean 'n_latents'"):
+        SAEConfig.from_dict({"n_latent": 3})
+    assert group_sizes_of(7, (0.5, 0.5)) == (3, 4)
+    with pytest.raises(ConfigError, match="sum to 0"):
+        group_sizes_of(7, (0.5, 0.3))
