@@ -223,7 +223,8 @@ def verify(folder: Path) -> int:
         path = folder / name
         found = file_record(path) if path.is_file() else None
         if found != expected:
-            _damaged(path, f"sha256 {expected['sha256']}", found and f"sha256 {found['sha256']}")
+            shown = f"sha256 {found['sha256']}" if found else None
+            _damaged(path, f"sha256 {expected['sha256']}", shown)
     return len(files)
 
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from hooks.files import ConfigError, StudyError, fingerprint, is_sealed, nearest
-from hooks.images import read_image
 from hooks.processor import Maira2Processor
 from hooks.progress import track
-from hooks.prompts import Prompt, PromptRunner, study_text
+from hooks.prompts import Prompt, PromptRunner, encode_study
 from hooks.roles import Role
 from hooks.sites import Site, capture, resolve_sites
 from hooks.store import DTYPES, ActivationFolder, ActivationWriter, StudyRows
@@ -110,7 +109,7 @@ def harvest(
     n_parts = -(-len(studies) // size)
     runner = PromptRunner(model, processor, config.batch_tokens)
     if processor.hub_processor is not None:
-        _check_prompt(processor, studies[0])
+        encode_study(processor, studies[0])  # compares the two prompts
     names = [site.name for site in sites]
     for part in track(range(n_parts), "harvest", total=n_parts):
         if not writer.has(part):
@@ -130,16 +129,6 @@ def _kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
             "use policy 'patches'"
         )
     return (Role.IMAGE,)
-
-
-def _check_prompt(processor: Maira2Processor, study: Study) -> None:
-    """Compare one prompt with the checkpoint's own processor."""
-    films = {
-        name: read_image(path)
-        for name in ("frontal", "lateral", "prior")
-        if (path := getattr(study, name)) is not None
-    }
-    processor.encode_reporting(**films, **study_text(study))
 
 
 @torch.no_grad()

@@ -117,7 +117,7 @@ class Maira2Model(LlavaModel):
 
     def __init__(self, config: Maira2Config) -> None:
         super(LlavaModel, self).__init__(config)  # LLaVA's own parts are never built
-        self.vision_tower = Dinov2Backbone(config.vision_config)
+        self.vision_tower = Dinov2Backbone(config.vision_config)  # pyright: ignore
         self.multi_modal_projector = Maira2Projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -194,12 +194,13 @@ class Maira2ForConditionalGeneration(LlavaForConditionalGeneration):
         if source.is_dir():
             _check_folder(source)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
             # Reported below, by name; transformers' own error does not say which weight it was.
             **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True},
         )
+        model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             keys = sorted(map(str, info[problem]))
             if keys:

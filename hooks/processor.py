@@ -290,7 +290,7 @@ class Maira2Processor:
         get_grounding: bool = False,
         assistant_text: str | None = None,
     ) -> BatchFeature:
-        """``input_ids`` and ``attention_mask`` ``[1, n]``, ``pixel_values`` ``[films, 3, s, s]``."""
+        """``input_ids``, ``attention_mask`` ``[1, n]``; ``pixel_values`` ``[films, 3, s, s]``."""
         return self.model_inputs(
             self.encode_reporting(
                 current_frontal,

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hooks.images import read_image
-from hooks.processor import Maira2Processor
+from hooks.processor import Encoding, Maira2Processor
 from hooks.roles import Role, Tokens
 from hooks.studies import Study
 
@@ -53,6 +54,18 @@ def study_text(study: Study) -> dict[str, Any]:
         "grounded": study.grounded,
         "assistant_text": study.report,
     }
+
+
+def encode_study(processor: Maira2Processor, study: Study, with_report: bool = True) -> Encoding:
+    """Tokens and films of one study's prompt, its films read from disk."""
+
+    def film(path: Path | None) -> Image.Image | None:
+        return None if path is None else read_image(path)
+
+    text = study_text(study) if with_report else study_text(study) | {"assistant_text": None}
+    return processor.encode_reporting(
+        read_image(study.frontal), film(study.lateral), film(study.prior), **text
+    )
 
 
 class PromptRunner:

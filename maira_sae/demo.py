@@ -54,12 +54,12 @@ HELDOUT = 0.2
 class DemoConfig:
     """Sizes of the demonstration."""
 
-    n_studies: int = 1_700
+    n_studies: int = 1_500
     """Open-i reports, in file order."""
     site: str = "llm.15.resid_post"
     """The middle of SmolLM2's 30 layers."""
     batch: int = 2048
-    steps: int = 320
+    steps: int = 300
     k: int = 32
     expansion: int = 8
     n_loss_studies: int = 60
@@ -81,15 +81,34 @@ class DemoConfig:
         )
 
 
-class _Demo:
-    """The stages, each a method that returns what ``summary.json`` needs of it."""
+class Demo:
+    """The stages, each a method that returns what ``summary.json`` needs of it.
+
+    Raises
+    ------
+    FolderError
+        If ``out`` holds a demonstration with other settings.
+    """
+
+    STAGES = ("build", "harvest", "train", "evaluate", "probe", "label", "steer")
 
     def __init__(self, out: Path, config: DemoConfig) -> None:
+        path = out / "demo.json"
+        if path.is_file() and read_json(path) != asdict(config):
+            raise FolderError(f"{out} holds a demo with other settings; give a new folder")
+        write_json(path, asdict(config))
         self.out, self.config = out, config
-        self.studies: list[Study] = read_openi(real.openi_archive(), real.film())
-        self.studies = self.studies[: config.n_studies]
+        self.results: dict[str, dict[str, Any]] = {}
+        studies = read_openi(real.openi_archive(), real.film())
+        self.studies: list[Study] = studies[: config.n_studies]
 
-    def stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def run(self, last: str = "steer") -> dict[str, dict[str, Any]]:
+        """Run or resume the stages up to ``last``; returns each one's results."""
+        for name in self.STAGES[: self.STAGES.index(last) + 1]:
+            self.results[name] = self._stage(name, getattr(self, name))
+        return self.results
+
+    def _stage(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """``compute()`` with its seconds, from ``stages/{name}.json`` if it was run before."""
         path = self.out / "stages" / f"{name}.json"
         if not path.is_file():
@@ -186,7 +205,8 @@ class _Demo:
             raise MairaSaeError("no finding occurs on both sides of the split; use more studies")
         return {"probes": probes}
 
-    def label(self, probes: dict[str, Any]) -> dict[str, Any]:
+    def label(self) -> dict[str, Any]:
+        probes = self.results["probe"]["probes"]
         latents = list(dict.fromkeys(probe["latent"] for probe in probes.values()))
         c = self.config
         config = LabelConfig(
@@ -203,7 +223,8 @@ class _Demo:
             )
         return {"labels": [label._asdict() for label in labels]}
 
-    def steer(self, probes: dict[str, Any]) -> dict[str, Any]:
+    def steer(self) -> dict[str, Any]:
+        probes = self.results["probe"]["probes"]
         finding = max(probes, key=lambda name: probes[name]["auroc"])
         latent = probes[finding]["latent"]
         c = self.config
@@ -226,25 +247,7 @@ class _Demo:
 
 def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Run or resume every stage into ``out`` and write ``out/summary.json``; returns it."""
-    path = out / "demo.json"
-    settings = asdict(config)
-    if path.is_file() and read_json(path) != settings:
-        raise FolderError(f"{out} holds a demo with other settings; give a new folder")
-    write_json(path, settings)
-    demo = _Demo(out, config)
-    stages = {
-        name: demo.stage(name, compute)
-        for name, compute in (
-            ("build", demo.build),
-            ("harvest", demo.harvest),
-            ("train", demo.train),
-            ("evaluate", demo.evaluate),
-            ("probe", demo.probe),
-        )
-    }
-    probes = stages["probe"]["probes"]
-    stages["label"] = demo.stage("label", lambda: demo.label(probes))
-    stages["steer"] = demo.stage("steer", lambda: demo.steer(probes))
+    stages = Demo(out, config).run()
     summary: dict[str, Any] = {}
     for result in stages.values():
         summary |= {key: value for key, value in result.items() if key != "seconds"}
@@ -253,7 +256,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
         "seconds": {name: result["seconds"] for name, result in stages.items()},
         "versions": versions(),
         "seed": config.seed,
-        "config": settings,
+        "config": asdict(config),
     }
     write_json(out / "summary.json", summary)
     return summary

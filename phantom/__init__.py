@@ -1,0 +1,90 @@
+"""Procedural chest films whose findings are known, and reports that say exactly those findings.
+
+No film here is of a person, and nothing here is for clinical use.
+"""
+
+from phantom.anatomy import (
+    ACQUISITION_RANGES,
+    ANATOMY_RANGES,
+    Acquisition,
+    Anatomy,
+    sample_acquisition,
+    sample_anatomy,
+)
+from phantom.draw import FILM_SIZE, PATCH_SIZE, Box, Film, View, box_of, draw
+from phantom.factors import (
+    BANDS,
+    CHANGE_MARGIN,
+    CLINICAL,
+    DEVICES,
+    KINDS,
+    LABELS,
+    SICK_RATE,
+    SUBTLE_RATE,
+    Change,
+    Factors,
+    Finding,
+    Label,
+    PhantomError,
+    change,
+    clinical_factors,
+    independent_factors,
+    labels_of,
+    parts,
+    prior_factors,
+)
+from phantom.findings import ABSENT, Findings, State, Status, states_of
+from phantom.language import DEFAULT_BINS, vocabulary
+from phantom.reports import Reading, Report, bins_of, box_from, read_report, write_report
+from phantom.study import PhantomStudy, Sampler, sample_study
+
+__all__ = [
+    "ABSENT",
+    "ACQUISITION_RANGES",
+    "ANATOMY_RANGES",
+    "BANDS",
+    "CHANGE_MARGIN",
+    "CLINICAL",
+    "DEFAULT_BINS",
+    "DEVICES",
+    "FILM_SIZE",
+    "KINDS",
+    "LABELS",
+    "PATCH_SIZE",
+    "SICK_RATE",
+    "SUBTLE_RATE",
+    "Acquisition",
+    "Anatomy",
+    "Box",
+    "Change",
+    "Factors",
+    "Film",
+    "Finding",
+    "Findings",
+    "Label",
+    "PhantomError",
+    "PhantomStudy",
+    "Reading",
+    "Report",
+    "Sampler",
+    "State",
+    "Status",
+    "View",
+    "bins_of",
+    "box_from",
+    "box_of",
+    "change",
+    "clinical_factors",
+    "draw",
+    "independent_factors",
+    "labels_of",
+    "parts",
+    "prior_factors",
+    "read_report",
+    "sample_acquisition",
+    "sample_anatomy",
+    "sample_study",
+    "states_of",
+    "vocabulary",
+    "write_report",
+]

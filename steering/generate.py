@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hooks.files import ConfigError, nearest
-from hooks.images import read_image
 from hooks.processor import Maira2Processor
-from hooks.prompts import study_text
+from hooks.prompts import encode_study
 from hooks.sites import resolve_site, rewrite
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
@@ -118,13 +117,7 @@ def prompt_inputs(
     model: Any, processor: Maira2Processor, study: Study, opening: str = ""
 ) -> dict[str, Tensor]:
     """Model inputs of a study's prompt, without its report, on the model's device."""
-    films = {
-        name: read_image(path)
-        for name in ("frontal", "lateral", "prior")
-        if (path := getattr(study, name)) is not None
-    }
-    text = study_text(study) | {"assistant_text": None}
-    inputs = processor.model_inputs(processor.encode_reporting(**films, **text))
+    inputs = processor.model_inputs(encode_study(processor, study, with_report=False))
     ids = inputs["input_ids"]
     if opening:
         said = processor.tokenizer(opening, add_special_tokens=False)["input_ids"]

@@ -92,7 +92,7 @@ def test_json_errors_name_the_file(tmp_path):
 
 
 def test_unknown_key_names_the_nearest():
-    with pytest.raises(ConfigError, match="no key 'expantion' .did you mean 'expansion'"):
+    with pytest.raises(ConfigError, match=r"no key 'expantion' .did you mean 'expansion'"):
         reject_unknown_keys(["expantion"], ["expansion", "k"], "config")
 
 

@@ -143,7 +143,7 @@ NORM = "language_model.model.norm.weight"
 
 def test_missing_weight_is_an_error(copy):
     _rewrite_shard_with(copy, NORM, lambda t, w: (t.pop(NORM), w.pop(NORM)))
-    with pytest.raises(CheckpointError, match="1 missing keys.*norm"):
+    with pytest.raises(CheckpointError, match=r"1 missing keys.*norm"):
         load_model(copy)
 
 
@@ -153,13 +153,13 @@ def test_unexpected_weight_is_an_error(copy):
         weights["language_model.model.extra"] = weights[NORM]
 
     _rewrite_shard_with(copy, NORM, add)
-    with pytest.raises(CheckpointError, match="1 unexpected keys.*extra"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected keys.*extra"):
         load_model(copy)
 
 
 def test_wrong_shape_is_an_error(copy):
     _rewrite_shard_with(copy, NORM, lambda t, w: t.update({NORM: torch.zeros(7)}))
-    with pytest.raises(CheckpointError, match="1 mismatched keys.*norm"):
+    with pytest.raises(CheckpointError, match=r"1 mismatched keys.*norm"):
         load_model(copy)
 
 

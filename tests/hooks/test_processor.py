@@ -14,7 +14,9 @@ from hooks.processor import GROUNDING_TASK, MISSING, Maira2Processor, load_proce
 from hooks.roles import NONE, Role, View
 
 FILM = Image.fromarray(np.arange(48 * 60, dtype=np.uint32).reshape(48, 60).astype(np.uint8))
-HEAD = "You are an expert radiology assistant tasked with interpreting a chest X-ray study.  USER:  "
+HEAD = (
+    "You are an expert radiology assistant tasked with interpreting a chest X-ray study.  USER:  "
+)
 TASK = (
     " Provide a structured description of the findings in the radiology study in comparison to the "
     "prior frontal image."
@@ -35,7 +37,11 @@ def prompt(processor, **kwargs):
     ("has_lateral", "has_prior", "films"),
     [
         (False, False, "Given the current frontal image only<image>"),
-        (True, False, "Given the current frontal image<image> and the current lateral image<image>"),
+        (
+            True,
+            False,
+            "Given the current frontal image<image> and the current lateral image<image>",
+        ),
         (
             False,
             True,
@@ -65,7 +71,9 @@ def test_reporting_prompt_byte_for_byte(processor, has_lateral, has_prior, films
 def test_grounded_prompt_and_teacher_forcing(processor):
     text = prompt(processor, grounded=True, assistant_text="Clear.")
     end = " INDICATION: N/A TECHNIQUE: N/A COMPARISON: N/A  ASSISTANT: Clear.</s>"
-    assert text == HEAD + "Given the current frontal image only<image>" + TASK + GROUNDING_TASK + end
+    assert (
+        text == HEAD + "Given the current frontal image only<image>" + TASK + GROUNDING_TASK + end
+    )
 
 
 def test_phrase_grounding_forwards_the_assistant_text(processor):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -57,7 +59,7 @@ def test_ties_at_the_threshold_stay_and_zeros_never_count():
 def test_inference_threshold_is_strict():
     sae = make()
     x = torch.randn(5, 6, dtype=torch.float64)
-    pre = sae.pre_activations(x)
+    pre = sae.pre_activations(x).detach()
     sae.threshold.fill_(float(pre.flatten().sort().values[-4]))
     z = sae.encode(x)
     assert (z > 0).sum() == 3
@@ -127,9 +129,14 @@ def test_save_and_load(tmp_path):
 def test_load_refuses_tensors_of_another_run(tmp_path):
     make(dtype=torch.float32).save(tmp_path / "a", {})
     make(f=40, groups=(20, 20), dtype=torch.float32).save(tmp_path / "b", {})
-    shutil_pair = (tmp_path / "b" / "sae.safetensors", tmp_path / "a" / "sae.safetensors")
-    shutil_pair[1].write_bytes(shutil_pair[0].read_bytes())
-    with pytest.raises(FolderError):
+    weights, manifest = "sae.safetensors", tmp_path / "a" / "manifest.json"
+    (tmp_path / "a" / weights).write_bytes((tmp_path / "b" / weights).read_bytes())
+    with pytest.raises(FolderError, match=r"sae\.safetensors has \d+ bytes"):
+        MatryoshkaSAE.from_pretrained(tmp_path / "a")
+    record = json.loads(manifest.read_text())
+    record["files"][weights]["bytes"] = (tmp_path / "a" / weights).stat().st_size
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(FolderError, match="the two files are not from one run"):
         MatryoshkaSAE.from_pretrained(tmp_path / "a")
 
 

@@ -1,0 +1,156 @@
+"""The command line as scripts use it: exit codes, one-line errors, nothing existing touched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SITE = "llm.1.resid_post"
+COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "verify")
+
+
+def run(*args, **env):
+    return subprocess.run(
+        [Path(sys.executable).with_name("maira-sae"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=300,
+    )
+
+
+def refused(result, *parts, code=2):
+    """One line on standard error, no traceback, the right status."""
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def tree(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint, studies_folder, tmp_path_factory):
+    """Harvest and train through the command line, with their results."""
+    out = tmp_path_factory.mktemp("cli")
+    acts, sae = out / "acts", out / "sae"
+    harvested = run(
+        *("harvest", "--model", checkpoint, "--studies", studies_folder, "--site", SITE),
+        *("--out", acts, "--json"),
+    )
+    trained = run(
+        *("train", acts, "--out", sae, "--expansion", 4, "--k", 4, "--steps", 30, "--batch", 64),
+        *("--lr", 0.003, "--warmup-steps", 2, "--threshold-start", 10, "--json"),
+    )
+    return out, acts, sae, harvested, trained
+
+
+def last_json(result):
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_a_worked_example(command):
+    result = run(command, "--help", COLUMNS="200")
+    assert result.returncode == 0 and f"Example: maira-sae {command}" in result.stdout
+
+
+def test_harvest_train_eval_verify(pipeline, checkpoint, studies_folder):
+    _, acts, sae, harvested, trained = pipeline
+    assert last_json(harvested)["sites"] == [SITE]
+    assert last_json(trained)["heldout"]["fvu"] < 1
+    assert last_json(run("verify", acts, "--json")) == {"files": 4}
+    assert last_json(run("verify", sae, "--json")) == {"files": 3}
+    result = last_json(
+        run("eval", sae, acts, "--model", checkpoint, "--studies", studies_folder, "--json")
+    )
+    assert result["fvu"] == last_json(trained)["heldout"]["fvu"]
+    assert result["cross_entropy"]["n_tokens"] > 20
+
+
+def test_steer(pipeline, checkpoint, studies_folder):
+    _, acts, sae, *_ = pipeline
+    from hooks.store import ActivationFolder
+    from sae import MatryoshkaSAE, measure
+
+    folder = ActivationFolder(acts)
+    rates = measure(
+        MatryoshkaSAE.from_pretrained(sae), folder, SITE, folder.heldout(0.2) | True
+    ).firing_rates
+    common = (
+        *("steer", sae, acts, "--model", checkpoint, "--studies", studies_folder),
+        *("--strength", 3, "--max-new-tokens", 4, "--json"),
+    )
+    result = last_json(run(*common, "--study", "s0", "--latent", int(rates.argmax())))
+    assert result["reference"] > 0 and result["before"] != ""
+    refused(run(*common, "--study", "s99", "--latent", 0), "no study 's99'", "did you mean")
+    refused(run(*common, "--study", "s0", "--latent", 9999), "latent 9999 is outside 0–127")
+
+
+def test_same_command_again_resumes(pipeline, checkpoint, studies_folder):
+    _, acts, *_ = pipeline
+    before = tree(acts)
+    args = ("harvest", "--model", checkpoint, "--studies", studies_folder, "--out", acts)
+    assert run(*args, "--site", SITE).returncode == 0
+    refused(run(*args, "--site", "llm.0.resid_post"), "holds another harvest", "new folder")
+    refused(run(*args, "--site", "llm.1.resid_pst"), "did you mean 'llm.1.resid_post'")
+    refused(run(*args, "--site", "llm.9.resid_post"), "layers are 0–2")
+    assert tree(acts) == before
+
+
+def test_bad_studies(checkpoint, studies_folder, tmp_path):
+    args = ("harvest", "--model", checkpoint, "--site", SITE, "--out", tmp_path / "out")
+    refused(run(*args, "--studies", tmp_path), "has no studies.jsonl", "write one JSON object")
+    (tmp_path / "studies.jsonl").write_text("")
+    refused(run(*args, "--studies", tmp_path), "is empty")
+    copy = Path(shutil.copytree(studies_folder, tmp_path / "copy"))
+    (copy / "film0.png").write_text("not an image")
+    refused(run(*args, "--studies", copy), "film0.png is not an image", "PNG, JPEG or DICOM")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_bad_checkpoint(checkpoint, studies_folder, tmp_path):
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    sorted(copy.glob("model-*.safetensors"))[0].unlink()
+    args = ("--studies", studies_folder, "--site", SITE, "--out", tmp_path / "out")
+    refused(run("harvest", "--model", copy, *args), "weight files", "model-00001-of")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_activations(pipeline, tmp_path):
+    _, acts, *_ = pipeline
+    args = ("--out", tmp_path / "sae", "--steps", 1)
+    refused(run("train", tmp_path / "none", *args), "no folder", "maira-sae harvest")
+    copy = Path(shutil.copytree(acts, tmp_path / "version"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 7}))
+    refused(run("train", copy, *args), "format version 7, this library reads 1")
+    copy = Path(shutil.copytree(acts, tmp_path / "truncated"))
+    part = copy / "part-00000.safetensors"
+    part.write_bytes(part.read_bytes()[:1000])
+    refused(run("train", copy, *args), "part-00000.safetensors has 1000 bytes")
+    refused(run("verify", copy), "part-00000.safetensors")
+    refused(run("train", acts, "--site", "llm.1.resid_pots", *args), "did you mean")
+    assert not (tmp_path / "sae").exists()
+
+
+def test_endpoint_down_or_remote(pipeline, tmp_path):
+    _, acts, sae, *_ = pipeline
+    args = ("label", sae, acts, "--latents", "0,1,2,3", "--llm", "x", "--out", tmp_path / "labels")
+    refused(run(*args, "--endpoint", "http://127.0.0.1:9/v1"), "cannot be reached", "start it")
+    refused(run(*args, "--endpoint", "https://example.org/v1"), "--allow-remote example.org")
+    refused(run(*args, "--endpoint", "nonsense"), "is not a URL")
+    refused(run(*args[:3], "--latents", "a,b", *args[5:], "--endpoint", "x"), "write numbers")
+
+
+def test_unknown_option_is_status_two():
+    assert run("train", "--no-such-option").returncode == 2
