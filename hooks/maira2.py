@@ -14,6 +14,8 @@ released layout back.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +196,13 @@ class Maira2ForConditionalGeneration(LlavaForConditionalGeneration):
         if source.is_dir():
             _check_folder(source)
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            # Reported below, by name; transformers' own error does not say which weight it was.
-            **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True},
-        )
+        with checkpoint_errors(pretrained_model_name_or_path):
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                # Reported below, by name; transformers' own error does not name the weight.
+                **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True},
+            )
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             keys = sorted(map(str, info[problem]))
@@ -209,6 +212,19 @@ class Maira2ForConditionalGeneration(LlavaForConditionalGeneration):
                     f"first {keys[0]!r}; the files do not fit config.json, download them again"
                 )
         return (model, info) if wants_info else model
+
+
+@contextmanager
+def checkpoint_errors(source: str | Path) -> Iterator[None]:
+    """Turn what transformers raises for a folder or repository it cannot read into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{source} cannot be loaded ({reason}); give a checkpoint folder or a Hub id, and log "
+            "in with `hf auth login` if its weights are gated"
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:

@@ -160,9 +160,10 @@ class Maira2Processor:
         from transformers import AutoConfig
         from transformers.utils import cached_file
 
-        import hooks.maira2  # noqa: F401  registers the configuration class
+        from hooks.maira2 import checkpoint_errors
 
-        config: Any = AutoConfig.from_pretrained(source)
+        with checkpoint_errors(source):
+            config: Any = AutoConfig.from_pretrained(source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:

@@ -60,9 +60,9 @@ class DemoConfig:
     """The middle of SmolLM2's 30 layers."""
     batch: int = 2048
     steps: int = 300
-    k: int = 32
+    k: int = 30
     expansion: int = 8
-    n_loss_studies: int = 60
+    n_loss_studies: int = 40
     """Held-out reports on which cross-entropy is measured."""
     n_labels: int = 5
     n_score: int = 16
@@ -138,7 +138,9 @@ class Demo:
         return {"model": read_json(folder / "manifest.json")["parts"]}
 
     def harvest(self) -> dict[str, Any]:
-        config = HarvestConfig((self.config.site,), "published", batch_tokens=1024)
+        config = HarvestConfig(
+            (self.config.site,), "published", studies_per_part=150, batch_tokens=1024
+        )
         out = self.out / "activations"
         rows_before = sum(read_json(path)["rows"] for path in out.glob("part-*.json"))
         began = time.perf_counter()
@@ -158,7 +160,7 @@ class Demo:
             lr=1e-3,
             warmup_steps=min(20, c.steps),
             dead_after_tokens=100_000,
-            threshold_start=c.steps // 3,
+            threshold_start=c.steps // 10,
             threshold_beta=0.98,
             heldout=HELDOUT,
             seed=c.seed,

@@ -123,6 +123,7 @@ def test_bad_checkpoint(checkpoint, studies_folder, tmp_path):
     sorted(copy.glob("model-*.safetensors"))[0].unlink()
     args = ("--studies", studies_folder, "--site", SITE, "--out", tmp_path / "out")
     refused(run("harvest", "--model", copy, *args), "weight files", "model-00001-of")
+    refused(run("harvest", "--model", "no/such-model", *args), "no/such-model cannot be loaded")
     assert not (tmp_path / "out").exists()
 
 
