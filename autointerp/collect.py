@@ -1,4 +1,4 @@
-"""Example windows for chosen latents: what they fire on, and what they do not."""
+"""Example sentences for chosen latents: what they fire on, and what they do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sae.model import MatryoshkaSAE
 
 
 class Example(NamedTuple):
-    """A window of one report around its strongest token for a latent (or around any token)."""
+    """A sentence of one report: the one with its strongest token for a latent, or any one."""
 
     study: str
     patient: str
@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """Largest activation in the window; 0 where the latent is silent."""
+        """Largest activation in the sentence; 0 where the latent is silent."""
         return max(self.activations)
 
 
@@ -37,9 +37,9 @@ class LatentExamples(NamedTuple):
     explain: list[Example]
     """Strongest first; what an explainer may see."""
     positives: list[Example]
-    """Held-out windows on which the latent fires, spread over its range."""
+    """Held-out sentences on which the latent fires, spread over its range."""
     negatives: list[Example]
-    """Held-out windows of reports in which the latent is silent throughout."""
+    """Held-out sentences of reports in which the latent is silent throughout."""
     reference: float
     """99th percentile of the latent where it fires; the unit of steering strength."""
 
@@ -70,7 +70,7 @@ def collect_examples(
     n_explain: int = 10,
     n_score: int = 20,
     heldout: float = 0.2,
-    radius: int = 12,
+    max_tokens: int = 48,
     seed: int = 0,
 ) -> list[LatentExamples]:
     """Examples of each latent from report tokens.
@@ -78,14 +78,14 @@ def collect_examples(
     Parameters
     ----------
     n_explain
-        Windows shown to an explainer, the strongest of the patients not held out.
+        Sentences shown to an explainer, the strongest of the patients not held out.
     n_score
-        Held-out windows, half of them positives; fewer where the data has fewer.
-    radius
-        Tokens on each side of the centre.
+        Held-out sentences, half of them positives; fewer where the data has fewer.
+    max_tokens
+        A longer sentence is cut around its strongest token.
     """
     activations = latent_activations(sae, folder, latents).numpy()
-    reports = _Reports(folder, heldout, radius)
+    reports = _Reports(folder, heldout, max_tokens)
     return [
         reports.examples(latent, activations[:, i], n_explain, n_score, seed)
         for i, latent in enumerate(latents)
@@ -95,8 +95,9 @@ def collect_examples(
 class _Reports:
     """The report rows of a folder, as contiguous stretches of one study each."""
 
-    def __init__(self, folder: ActivationFolder, heldout: float, radius: int) -> None:
-        self.radius = radius
+    def __init__(self, folder: ActivationFolder, heldout: float, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.sentences = folder.column("sentence")
         self.token_ids = folder.column("token_id")
         self.patients = folder.column("patient")
         self.studies = folder.column("study")
@@ -130,17 +131,19 @@ class _Reports:
         fired = values[values > 0]
         return LatentExamples(
             latent=latent,
-            explain=[self._window(i, values, None) for i in seen],
-            positives=[self._window(i, values, None) for i in spread],
-            negatives=[self._window(i, values, rng) for i in silent],
+            explain=[self._sentence(i, values, None) for i in seen],
+            positives=[self._sentence(i, values, None) for i in spread],
+            negatives=[self._sentence(i, values, rng) for i in silent],
             reference=float(np.quantile(fired, 0.99)) if len(fired) else 0.0,
         )
 
-    def _window(self, index: int, values: np.ndarray, rng: np.random.Generator | None) -> Example:
-        """Around the peak, or around a random token when ``rng`` is given."""
+    def _sentence(self, index: int, values: np.ndarray, rng: np.random.Generator | None) -> Example:
+        """The sentence of the peak, or of a random token when ``rng`` is given."""
         rows = self.stretches[index]
         centre = int(rng.integers(len(rows))) if rng else int(values[rows].argmax())
-        window = rows[max(0, centre - self.radius) : centre + self.radius + 1]
+        own = np.flatnonzero(self.sentences[rows] == self.sentences[rows[centre]])
+        first = max(own[0], min(centre - self.max_tokens // 2, own[-1] + 1 - self.max_tokens))
+        window = rows[first : min(own[-1] + 1, first + self.max_tokens)]
         return Example(
             study=str(self.studies[rows[0]]),
             patient=str(self.patients[rows[0]]),

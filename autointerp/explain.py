@@ -50,7 +50,7 @@ class Label(NamedTuple):
     label: str | None
     balanced_accuracy: float | None
     baseline: float | None
-    """Balanced accuracy of another latent's label on the same windows."""
+    """Balanced accuracy of another latent's label on the same sentences."""
     coverage: float
     n_scored: int
     reference: float

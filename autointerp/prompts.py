@@ -23,7 +23,7 @@ DETECT = (
 
 
 def marked(example: Example, tokenizer: Any) -> str:
-    """The window's text with the words that hold strongly activating tokens in ``<<`` ``>>``."""
+    """The sentence's text with the words that hold strongly activating tokens in ``<<`` ``>>``."""
     least = max(example.peak * MARK_ABOVE, 1e-12)
     words: list[tuple[str, bool]] = []
     for token, activation in zip(example.token_ids, example.activations, strict=True):
@@ -41,7 +41,7 @@ def marked(example: Example, tokenizer: Any) -> str:
 
 
 def plain(example: Example, tokenizer: Any) -> str:
-    """The window's text."""
+    """The sentence's text."""
     return tokenizer.decode(example.token_ids).strip()
 
 

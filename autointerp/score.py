@@ -1,9 +1,9 @@
-"""Detection scoring: can the label tell windows on which the latent fires from others?
+"""Detection scoring: can the label tell sentences on which the latent fires from others?
 
 Bills et al. 2023 and arXiv 2410.13928, with the defects of earlier tools left out: examples are
 of patients the explainer did not see, the score is balanced (always answering "no" scores 0.5),
 an answer that cannot be read is missing, not wrong, and every score stands beside the score that
-another latent's label reaches on the same windows.
+another latent's label reaches on the same sentences.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def read_answer(text: str) -> bool | None:
 
 
 def detect(label: str, examples: LatentExamples, client: Client, tokenizer: object) -> Detection:
-    """Ask about every held-out window of ``examples``, one request each."""
+    """Ask about every held-out sentence of ``examples``, one request each."""
 
-    def answers(windows: Sequence[Example]) -> list[bool | None]:
+    def answers(sentences: Sequence[Example]) -> list[bool | None]:
         return [
-            read_answer(client.ask(detect_messages(label, window, tokenizer), max_tokens=4))
-            for window in windows
+            read_answer(client.ask(detect_messages(label, sentence, tokenizer), max_tokens=4))
+            for sentence in sentences
         ]
 
     return summarize(answers(examples.positives), answers(examples.negatives))

@@ -11,17 +11,19 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 
 from hooks.files import CheckpointError, StudyError
 from hooks.grounding import Box, GroundedPhrase, parse_grounded, uncrop_box
 from hooks.images import pixel_values, to_grey
 from hooks.roles import Piece, Role, Span, Tokens, View, assign_roles
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ class Maira2Processor:
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Maira2Processor:
         """Tokenizer, image size and normalisation of a checkpoint folder or Hub repository."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoTokenizer
         from transformers.utils import cached_file
 
         from hooks.maira2 import checkpoint_errors
@@ -334,6 +336,8 @@ class Maira2Processor:
 
     def model_inputs(self, encoding: Encoding) -> BatchFeature:
         """Tensors of one encoding, as ``model(**inputs)`` and ``model.generate`` take them."""
+        from transformers import BatchFeature
+
         ids = torch.from_numpy(encoding.tokens.ids)[None]
         return BatchFeature(
             {
@@ -422,6 +426,8 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Maira
         Also load the repository's own (remote-code) processor; every prompt is then compared
         with it, token by token. If it does not load, that is logged once.
     """
+    from transformers import AutoProcessor
+
     processor = Maira2Processor.from_pretrained(source)
     if trust_remote_code:
         try:

@@ -89,10 +89,11 @@ def _table(rows: Sequence[StudyRows]) -> pa.Table:
         return pa.DictionaryArray.from_arrays(codes, pa.array(names))
 
     lengths = [len(study.tokens) for study in rows]
-    owners = pa.array(np.repeat(np.arange(len(rows), dtype=np.int32), lengths))
 
     def owner(names: list[str]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(owners, pa.array(names, type=pa.string()))
+        # dictionary_encode makes values unique; Parquet pages of repeated ones hold stray bytes.
+        repeated = np.repeat(np.array(names, dtype=object), lengths)
+        return pa.array(repeated, type=pa.string()).dictionary_encode()
 
     return pa.table(
         {

@@ -211,8 +211,8 @@ def label(
     allow_remote: Annotated[
         str | None, typer.Option(help="Host that report text may be sent to.")
     ] = None,
-    n_explain: Annotated[int, typer.Option(help="Windows shown to the explainer.")] = 10,
-    n_score: Annotated[int, typer.Option(help="Held-out windows a label is scored on.")] = 20,
+    n_explain: Annotated[int, typer.Option(help="Sentences shown to the explainer.")] = 10,
+    n_score: Annotated[int, typer.Option(help="Held-out sentences a label is scored on.")] = 20,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -241,7 +241,7 @@ def steer(
     model: ModelFolder,
     studies: StudiesFolder,
     study: Annotated[str, typer.Option(help="Study id.")],
-    latent: int,
+    latent: Annotated[int, typer.Option(help="Latent number.")],
     strength: Annotated[float, typer.Option(help="In units of the latent's 99th percentile.")],
     mode: Annotated[str, typer.Option(help="add or clamp.")] = "add",
     where: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",

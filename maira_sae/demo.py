@@ -54,22 +54,22 @@ HELDOUT = 0.2
 class DemoConfig:
     """Sizes of the demonstration."""
 
-    n_studies: int = 1_500
+    n_studies: int = 1_400
     """Open-i reports, in file order."""
     site: str = "llm.15.resid_post"
     """The middle of SmolLM2's 30 layers."""
     batch: int = 2048
-    steps: int = 300
+    steps: int = 250
     k: int = 30
     expansion: int = 8
     n_loss_studies: int = 40
     """Held-out reports on which cross-entropy is measured."""
     n_labels: int = 5
     n_score: int = 16
-    """Held-out windows a label is scored on."""
+    """Held-out sentences a label is scored on."""
     strength: float = 2.0
     """Steering strength in units of the latent's 99th percentile."""
-    opening: str = "The heart"
+    opening: str = "Findings: The lungs are clear. There is"
     """First words of the steered report: the projector is untrained, so the film gives none."""
     new_tokens: int = 40
     seed: int = 0

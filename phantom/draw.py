@@ -153,6 +153,7 @@ def draw(
         PhantomError: there is no such view, or the size is too small to show a tube.
 
     Example:
+        >>> from phantom import Factors, draw, sample_acquisition, sample_anatomy
         >>> film = draw(Factors(), sample_anatomy(0), sample_acquisition(0))
         >>> film.pixels.shape, film.masks
         ((112, 112), {})

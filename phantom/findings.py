@@ -65,6 +65,7 @@ class Findings:
         PhantomError: the number of states is wrong, or a label cannot be in its state.
 
     Example:
+        >>> from phantom import Factors, Finding, Findings
         >>> Findings.of(Factors((Finding("effusion_left", 0.06),)))["effusion_left"]
         State(status='present', grade='small', change='')
     """

@@ -78,6 +78,7 @@ def sample_study(
         PhantomError: an argument is outside what its description allows.
 
     Example:
+        >>> from phantom import read_report, sample_study
         >>> study = sample_study(7, prior=False)
         >>> read_report(study.report.text).findings == study.findings
         True

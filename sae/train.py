@@ -110,11 +110,11 @@ def train(folder: ActivationFolder, config: TrainConfig, out: Path) -> Matryoshk
     FolderError
         If ``out`` holds another run, or ``folder`` lacks the site.
     """
+    d_model = folder.width(config.site)
     record = json.loads(json.dumps({"train": asdict(config), "activations": _identity(folder)}))
     _claim(out, record)
     if is_sealed(out):
         return MatryoshkaSAE.from_pretrained(out)
-    d_model = folder.width(config.site)
     n_latents = config.expansion * d_model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     moments = folder.moments(config.site)

@@ -82,6 +82,14 @@ def test_dense_and_silent_latents(many, word_sae):
     assert silent.explain == [] and silent.positives == [] and silent.reference == 0
 
 
+def test_an_example_is_one_whole_sentence(many, word_sae, processor):
+    one = collect_examples(word_sae, many, [0], n_explain=3, heldout=0.4)[0]
+    for example in one.explain:
+        assert plain(example, processor.tokenizer) == "There is a small left pleural effusion."
+    cut = collect_examples(word_sae, many, [0], n_explain=1, heldout=0.4, max_tokens=4)[0]
+    assert len(cut.explain[0].token_ids) == 4 and cut.explain[0].peak == one.explain[0].peak
+
+
 def test_latent_out_of_range(many, word_sae):
     with pytest.raises(ConfigError, match="latent 32 is outside 0–31"):
         collect_examples(word_sae, many, [32])
@@ -154,7 +162,7 @@ def test_labels_with_score_and_baseline(many, word_sae, processor, scripted, tmp
         run(many, word_sae, processor, tmp_path / "labels", seed=5)
 
 
-def test_explainer_never_sees_a_scored_window(many, word_sae, processor, scripted, tmp_path):
+def test_explainer_never_sees_a_scored_sentence(many, word_sae, processor, scripted, tmp_path):
     run(many, word_sae, processor, tmp_path / "labels")
     examples = collect_examples(word_sae, many, [0], n_explain=4, n_score=8, heldout=0.4)[0]
     shown = [e.study for e in examples.explain]
