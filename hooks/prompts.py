@@ -62,7 +62,9 @@ def encode_study(processor: Maira2Processor, study: Study, with_report: bool = T
     def film(path: Path | None) -> Image.Image | None:
         return None if path is None else read_image(path)
 
-    text = study_text(study) if with_report else study_text(study) | {"assistant_text": None}
+    text = study_text(study)
+    if not with_report:
+        text["assistant_text"] = None
     return processor.encode_reporting(
         read_image(study.frontal), film(study.lateral), film(study.prior), **text
     )

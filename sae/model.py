@@ -209,7 +209,7 @@ class MatryoshkaSAE(nn.Module):
         """
         values = asdict(self.config) | {"norm_scale": scale}
         raw = MatryoshkaSAE(SAEConfig.from_dict(values), dtype=self.W_dec.dtype)
-        raw.load_state_dict(self.state_dict())
+        raw.to(self.W_dec.device).load_state_dict(self.state_dict())
         for tensor in (raw.b_enc, raw.b_dec, raw.threshold):
             tensor.div_(scale)
         return raw

@@ -106,6 +106,13 @@ def test_bfloat16_and_device_map(checkpoint, model):
     assert (exact - rough).norm() / exact.norm() < 0.05
 
 
+def test_auto_classes_use_this_class_though_the_config_names_remote_code():
+    assert "auto_map" in json.loads((ORACLE / "config.json").read_text())
+    assert type(AutoConfig.from_pretrained(ORACLE)) is Maira2Config
+    loaded = AutoModelForImageTextToText.from_pretrained(ORACLE)
+    assert type(loaded) is Maira2ForConditionalGeneration
+
+
 def test_number_of_image_tokens_must_match(model):
     ids = torch.tensor([[1, model.config.image_token_id, 5]])
     with pytest.raises(ValueError, match="do not match"):
