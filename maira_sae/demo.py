@@ -45,7 +45,8 @@ FINDINGS = (
     "Airspace Disease",
     "Catheters, Indwelling",
 )
-"""The ten commonest MeSH headings of the collection that name a finding, not a body part."""
+"""The nine commonest MeSH headings that name a finding (not a body part, nor a bare descriptor such
+as Markings), and the commonest device."""
 
 HELDOUT = 0.2
 
