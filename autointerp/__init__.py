@@ -1,7 +1,13 @@
 """Dictionaries → labels: an LLM names latents, and each name is tested on held-out patients."""
 
 from autointerp.client import Client, EndpointConfig, Ledger
-from autointerp.collect import Example, LatentExamples, collect_examples, latent_activations
+from autointerp.collect import (
+    Example,
+    LatentExamples,
+    collect_examples,
+    latent_activations,
+    reference_activation,
+)
 from autointerp.explain import Label, LabelConfig, label_latents, read_labels
 from autointerp.score import Detection, detect
 
@@ -19,4 +25,5 @@ __all__ = [
     "label_latents",
     "latent_activations",
     "read_labels",
+    "reference_activation",
 ]

@@ -62,6 +62,16 @@ def latent_activations(
     return torch.cat(pieces)
 
 
+def reference_activation(sae: MatryoshkaSAE, folder: ActivationFolder, latent: int) -> float:
+    """99th percentile of a latent where it fires in ``folder``; 0 if it never does."""
+    return _p99(latent_activations(sae, folder, [latent])[:, 0].numpy())
+
+
+def _p99(values: np.ndarray) -> float:
+    fired = values[values > 0]
+    return float(np.quantile(fired, 0.99)) if len(fired) else 0.0
+
+
 def collect_examples(
     sae: MatryoshkaSAE,
     folder: ActivationFolder,
@@ -128,13 +138,12 @@ class _Reports:
         spread = firing[np.linspace(0, len(firing) - 1, count).astype(int)] if count else []
         silent = np.flatnonzero(self.is_heldout & (peaks == 0))
         silent = rng.permutation(silent)[: n_score - n_score // 2]
-        fired = values[values > 0]
         return LatentExamples(
             latent=latent,
             explain=[self._sentence(i, values, None) for i in seen],
             positives=[self._sentence(i, values, None) for i in spread],
             negatives=[self._sentence(i, values, rng) for i in silent],
-            reference=float(np.quantile(fired, 0.99)) if len(fired) else 0.0,
+            reference=_p99(values),
         )
 
     def _sentence(self, index: int, values: np.ndarray, rng: np.random.Generator | None) -> Example:

@@ -251,7 +251,7 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Generate a study's report with a latent turned up or down, beside the plain one."""
-    from autointerp import collect_examples
+    from autointerp import reference_activation
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
     from hooks.store import ActivationFolder
@@ -263,7 +263,7 @@ def steer(
     if study not in records:
         raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
-    reference = collect_examples(sae, folder, [latent])[0].reference
+    reference = reference_activation(sae, folder, latent)
     edit = Edit(latent, strength, reference, mode)  # pyright: ignore[reportArgumentType]
     texts = compare(
         load_model(model, dtype=dtype, device_map=_device_map()),

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from autointerp import LabelConfig, label_latents
-from autointerp.collect import collect_examples
+from autointerp import LabelConfig, label_latents, reference_activation
 from hooks.files import FolderError, MairaSaeError, read_json, versions, write_json
 from hooks.harvest import HarvestConfig, harvest
 from hooks.maira2 import load_model
@@ -177,17 +177,17 @@ class Demo:
 
     def evaluate(self) -> dict[str, Any]:
         folder, sae = self.activations, self.sae
-        heldout = folder.heldout(HELDOUT)
-        quality = measure(sae, folder, self.config.site, heldout)
-        everywhere = measure(sae, folder, self.config.site, heldout | True)
+        quality = read_json(self.out / "sae" / "metrics.json")["heldout"]
+        every_row = np.ones(folder.n_tokens, dtype=bool)
+        everywhere = measure(sae, folder, self.config.site, every_row)
         model = self.model
         runner = PromptRunner(model, self.processor, batch_tokens=1024)
         studies = [s for s in self.studies if s.split(HELDOUT) == "heldout"]
         mean = folder.moments(self.config.site).mean
         loss = cross_entropy(model, runner, studies[: self.config.n_loss_studies], sae, mean)
         return {
-            "fvu": quality.fvu,
-            "l0": quality.l0,
+            "fvu": quality["fvu"],
+            "l0": quality["l0"],
             "dead_fraction": everywhere.dead_fraction,
             "ce_recovered": loss.recovered_zero,
             "ce_recovered_mean_ablation": loss.recovered_mean,
@@ -232,8 +232,8 @@ class Demo:
         latent = probes[finding]["latent"]
         c = self.config
         sae = self.sae
-        examples = collect_examples(sae, self.activations, [latent], heldout=HELDOUT)[0]
-        edit = Edit(latent, c.strength, examples.reference)
+        reference = reference_activation(sae, self.activations, latent)
+        edit = Edit(latent, c.strength, reference)
         texts = compare(
             self.model,
             self.processor,

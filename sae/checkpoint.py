@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,6 @@ class Checkpoint(NamedTuple):
 
     step: int
     tensors: dict[str, Tensor]
-    values: Mapping[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -31,7 +30,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     with atomic_path(target / "state.safetensors") as temporary:
         save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, temporary)
     files = {"state.safetensors": file_record(target / "state.safetensors")}
-    seal(target, KIND, FORMAT_VERSION, files, step=checkpoint.step, values=dict(checkpoint.values))
+    seal(target, KIND, FORMAT_VERSION, files, step=checkpoint.step)
     for other in folder.glob("step_*"):
         if other != target:
             shutil.rmtree(other)
@@ -44,7 +43,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     manifest = open_sealed(sealed[-1], KIND, FORMAT_VERSION, "train again")
     tensors = load_file(sealed[-1] / "state.safetensors")
-    return Checkpoint(manifest["step"], tensors, manifest["values"])
+    return Checkpoint(manifest["step"], tensors)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

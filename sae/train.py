@@ -245,7 +245,7 @@ def _checkpoint(
 ) -> None:
     tensors = {f"sae.{name}": value for name, value in sae.state_dict().items()}
     tensors |= optimizer_tensors(optimizer, _names(sae)) | {"idle": idle}
-    save_checkpoint(out / "checkpoints", Checkpoint(step, tensors, {}))
+    save_checkpoint(out / "checkpoints", Checkpoint(step, tensors))
 
 
 def _restore(out: Path, sae: MatryoshkaSAE, optimizer: torch.optim.Optimizer, idle: Tensor) -> int:
