@@ -92,6 +92,7 @@ _STREAMS = (
     "noise",
     "report",
     "study",
+    "prompt",
 )
 
 

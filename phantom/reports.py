@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from phantom.draw import Box
-from phantom.factors import DEVICES, PhantomError, generator, labels_of, parts
+from phantom.factors import DEVICES, PhantomError, generator, labels_of
 from phantom.findings import ABSENT, Findings, State
 from phantom.language import (
     ALL_CLEAR,
@@ -147,13 +147,12 @@ def write_report(
     if findings.compared and not prior:
         raise PhantomError("the findings compare with a prior film; pass prior=True")
     dice = iter(generator(seed, "report").random(64).tolist())
-    reasons = [text for text, kinds in INDICATIONS.items() if not kinds or _sees(findings, kinds)]
     lines = _lines(findings, dice)
     grounded = ""
     if boxes is not None:
         grounded = " ".join(_ground(text, label, boxes, bins) for text, label in lines)
     return Report(
-        indication=_pick(reasons, dice),
+        indication=_pick(INDICATIONS, dice),
         technique=_pick(TECHNIQUES[lateral], dice),
         comparison=_pick(COMPARISONS[prior], dice),
         findings=" ".join(text for text, _ in lines),
@@ -164,10 +163,6 @@ def write_report(
 
 def _pick(choices: Sequence[str], dice: Iterator[float]) -> str:
     return choices[int(next(dice) * len(choices))]
-
-
-def _sees(findings: Findings, kinds: Sequence[str]) -> bool:
-    return any(parts(label).kind in kinds for label in findings.seen)
 
 
 def _lines(findings: Findings, dice: Iterator[float]) -> list[tuple[str, str]]:

@@ -47,6 +47,10 @@ class PhantomStudy:
     """What the report states."""
     report: Report
 
+    def films(self) -> tuple[Film, ...]:
+        """The films there are, in MAIRA-2's order: frontal, lateral, prior."""
+        return tuple(film for film in (self.frontal, self.lateral, self.prior) if film is not None)
+
 
 def sample_study(
     seed: int,
