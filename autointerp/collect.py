@@ -36,6 +36,8 @@ class LatentExamples(NamedTuple):
     latent: int
     explain: list[Example]
     """Strongest first; what an explainer may see."""
+    contrast: list[Example]
+    """As many sentences of reports in which the latent is silent, of the same patients' side."""
     positives: list[Example]
     """Held-out sentences on which the latent fires, spread over its range."""
     negatives: list[Example]
@@ -132,6 +134,7 @@ class _Reports:
         peaks = np.array([values[stretch].max() for stretch in self.stretches])
         seen = np.flatnonzero(~self.is_heldout & (peaks > 0))
         seen = seen[np.argsort(-peaks[seen], kind="stable")][:n_explain]
+        unseen = rng.permutation(np.flatnonzero(~self.is_heldout & (peaks == 0)))[:n_explain]
         firing = np.flatnonzero(self.is_heldout & (peaks > 0))
         firing = firing[np.argsort(-peaks[firing], kind="stable")]
         count = min(n_score // 2, len(firing))
@@ -141,6 +144,7 @@ class _Reports:
         return LatentExamples(
             latent=latent,
             explain=[self._sentence(i, values, None) for i in seen],
+            contrast=[self._sentence(i, values, rng) for i in unseen],
             positives=[self._sentence(i, values, None) for i in spread],
             negatives=[self._sentence(i, values, rng) for i in silent],
             reference=_p99(values),

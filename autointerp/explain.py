@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from autointerp.client import Client, EndpointConfig, Ledger
 from autointerp.collect import LatentExamples, collect_examples
 from autointerp.prompts import explain_messages
-from autointerp.score import detect
+from autointerp.score import Detection, detect
+from autointerp.statistics import detect_by_words, statistics_label
 from hooks.files import (
     ConfigError,
     FolderError,
@@ -29,6 +30,8 @@ from sae.model import MatryoshkaSAE
 
 KIND = "labels"
 FORMAT_VERSION = 1
+STATISTICS = "statistics"
+"""Stands for the model in the record of labels that needed none."""
 MAX_WORDS = 12
 """A longer reply is cut; a concept is a short phrase."""
 
@@ -76,12 +79,13 @@ def label_latents(
     sae: MatryoshkaSAE,
     folder: ActivationFolder,
     tokenizer: Any,
-    endpoint: EndpointConfig,
+    endpoint: EndpointConfig | None,
     config: LabelConfig,
     out: Path,
 ) -> list[Label]:
     """Explain each latent, score each label, and write the folder ``out``.
 
+    Without an endpoint, labels are word statistics (:mod:`autointerp.statistics`).
     ``out/ledger.jsonl`` keeps every answer, so a run that stops loses nothing it paid for.
     Answers may quote reports; treat the ledger as you treat the reports.
     """
@@ -89,7 +93,7 @@ def label_latents(
         raise ConfigError("no latents to label; name at least one")
     record = {
         "config": {**config._asdict(), "latents": list(config.latents)},
-        "model": endpoint.model,
+        "model": endpoint.model if endpoint else STATISTICS,
         "site": sae.config.site,
     }
     path = out / "config.json"
@@ -109,15 +113,16 @@ def label_latents(
         heldout=config.heldout,
         seed=config.seed,
     )
-    client = Client(endpoint, Ledger(out / "ledger.jsonl"))
+    if endpoint:
+        explainer: Explainer = _Llm(Client(endpoint, Ledger(out / "ledger.jsonl")), tokenizer)
+    else:
+        explainer = _Words(tokenizer)
     texts = [
-        read_label(client.ask(explain_messages(one.explain, tokenizer), max_tokens=24))
-        if one.explain
-        else None
+        explainer.explain(one) if one.explain else None
         for one in track(examples, "explain", total=len(examples))
     ]
     labels = [
-        _scored(one, texts, i, client, tokenizer)
+        _scored(one, texts, i, explainer)
         for i, one in enumerate(track(examples, "score", total=len(examples)))
     ]
     with atomic_path(out / "labels.jsonl") as temporary:
@@ -127,13 +132,44 @@ def label_latents(
     return labels
 
 
+class Explainer(Protocol):
+    """Names a latent, and tests a name on held-out sentences."""
+
+    def explain(self, examples: LatentExamples) -> str | None: ...
+
+    def detect(self, label: str, examples: LatentExamples) -> Detection: ...
+
+
+class _Llm:
+    def __init__(self, client: Client, tokenizer: Any) -> None:
+        self.client, self.tokenizer = client, tokenizer
+
+    def explain(self, examples: LatentExamples) -> str | None:
+        messages = explain_messages(examples.explain, self.tokenizer)
+        return read_label(self.client.ask(messages, max_tokens=24))
+
+    def detect(self, label: str, examples: LatentExamples) -> Detection:
+        return detect(label, examples, self.client, self.tokenizer)
+
+
+class _Words:
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def explain(self, examples: LatentExamples) -> str | None:
+        return statistics_label(examples, self.tokenizer)
+
+    def detect(self, label: str, examples: LatentExamples) -> Detection:
+        return detect_by_words(label, examples, self.tokenizer)
+
+
 def _scored(
-    examples: LatentExamples, texts: Sequence[str | None], i: int, client: Client, tokenizer: Any
+    examples: LatentExamples, texts: Sequence[str | None], i: int, explainer: Explainer
 ) -> Label:
     text = texts[i]
     others = [t for t in (*texts[i + 1 :], *texts[:i]) if t is not None and t != text]
-    own = detect(text, examples, client, tokenizer) if text else None
-    shuffled = detect(others[0], examples, client, tokenizer) if text and others else None
+    own = explainer.detect(text, examples) if text else None
+    shuffled = explainer.detect(others[0], examples) if text and others else None
     return Label(
         latent=examples.latent,
         label=text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from autointerp.client import Messages
@@ -26,8 +27,10 @@ def marked(example: Example, tokenizer: Any) -> str:
     """The sentence's text with the words that hold strongly activating tokens in ``<<`` ``>>``."""
     least = max(example.peak * MARK_ABOVE, 1e-12)
     words: list[tuple[str, bool]] = []
-    for token, activation in zip(example.token_ids, example.activations, strict=True):
-        text, active = tokenizer.decode([token]), activation >= least
+    for text, activation in zip(
+        token_texts(example.token_ids, tokenizer), example.activations, strict=True
+    ):
+        active = activation >= least
         if words and text and not text[0].isspace() and text[0].isalnum():
             before, was_active = words[-1]
             words[-1] = (before + text, was_active or active)
@@ -38,6 +41,12 @@ def marked(example: Example, tokenizer: Any) -> str:
         body = text.strip()
         pieces.append(text.replace(body, f"<<{body}>>", 1) if active and body else text)
     return "".join(pieces).replace(">> <<", " ").strip()
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the decoded text, blanks included."""
+    texts = [tokenizer.decode(list(ids[:n])) for n in range(len(ids) + 1)]
+    return [now[len(before) :] for before, now in pairwise(texts)]
 
 
 def plain(example: Example, tokenizer: Any) -> str:

@@ -10,16 +10,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from maira_sae.demo import Demo, DemoConfig
+from maira_sae.real_demo import RealDemo, RealDemoConfig
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, required=True)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--steps", type=int, default=DemoConfig.steps)
+parser.add_argument("--steps", type=int, default=RealDemoConfig.steps)
 arguments = parser.parse_args()
 
-config = replace(DemoConfig(), seed=arguments.seed, steps=arguments.steps)
-results = Demo(arguments.out, config).run(last="probe")
+config = replace(RealDemoConfig(), seed=arguments.seed, steps=arguments.steps)
+results = RealDemo(arguments.out, config).run(last="probe")
 print(f"{'tokens':>10} {'FVU':>8} {'L0':>7}")
 for point in results["train"]["curve"]:
     print(f"{point['tokens']:>10,} {point['fvu']:>8.4f} {point['l0']:>7.2f}")

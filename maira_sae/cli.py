@@ -34,6 +34,12 @@ ModelFolder = Annotated[str, typer.Option("--model", help="MAIRA-2 checkpoint, f
 StudiesFolder = Annotated[Path, typer.Option("--studies", help="Folder with studies.jsonl.")]
 SaeFolder = Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")]
 ActivationsFolder = Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(help="Base URL of an OpenAI-compatible server; without it, word statistics."),
+]
+Llm = Annotated[str | None, typer.Option(help="Model name at the endpoint.")]
+AllowRemote = Annotated[str | None, typer.Option(help="Host that report text may be sent to.")]
 Dtype = Annotated[str, typer.Option(help="Dtype the model runs in: auto, float32, bfloat16 …")]
 
 
@@ -44,28 +50,38 @@ def _finish(result: dict[str, Any], as_json: bool, text: str = "") -> None:
         typer.echo(json.dumps(result))
 
 
-@app.command(
-    epilog="Example: `maira-sae demo --real --out demo-out` — then read demo-out/summary.json"
-)
+@app.command(epilog="Example: `maira-sae demo --out demo-out` — then open demo-out/dashboard.html")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for every stage.")],
     real: Annotated[
-        bool, typer.Option("--real", help="Real towers, film and reports (the default so far).")
-    ] = True,
+        bool, typer.Option("--real", help="Real towers, film and reports, not the phantom.")
+    ] = False,
     quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    endpoint: Endpoint = None,
+    llm: Llm = None,
+    allow_remote: AllowRemote = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline: harvest, train, measure, label, steer."""
+    """Run the whole pipeline where the truth is known: harvest, train, measure, label, steer."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from dataclasses import replace
 
     from rich.console import Console
 
-    from maira_sae.demo import DemoConfig, run_demo, show
+    where = _endpoint(endpoint, llm, allow_remote)
+    if real:
+        if where is not None:
+            raise MairaSaeError("--real brings its own language model; leave --endpoint out")
+        from maira_sae.real_demo import RealDemo, RealDemoConfig, show
 
-    config = replace(DemoConfig(), seed=seed)
-    summary = run_demo(out, config.quick() if quick else config)
+        config = replace(RealDemoConfig(), seed=seed)
+        summary = RealDemo(out, config.quick() if quick else config).summarize()
+    else:
+        from maira_sae.phantom_demo import PhantomDemo, PhantomDemoConfig, show
+
+        config = replace(PhantomDemoConfig(), seed=seed)
+        summary = PhantomDemo(out, config.quick() if quick else config, where).summarize()
     show(summary, Console())
     _finish(summary, as_json)
 
@@ -202,27 +218,25 @@ def label(
     sae_folder: SaeFolder,
     activations: ActivationsFolder,
     latents: Annotated[str, typer.Option(help="Comma-separated latent numbers.")],
-    endpoint: Annotated[str, typer.Option(help="Base URL of an OpenAI-compatible server.")],
-    llm: Annotated[str, typer.Option(help="Model name at the endpoint.")],
     out: Annotated[Path, typer.Option(help="Label folder to make or complete.")],
+    endpoint: Endpoint = None,
+    llm: Llm = None,
     model: Annotated[
         str | None, typer.Option(help="Checkpoint with the tokenizer; default: the harvest's.")
     ] = None,
-    allow_remote: Annotated[
-        str | None, typer.Option(help="Host that report text may be sent to.")
-    ] = None,
+    allow_remote: AllowRemote = None,
     n_explain: Annotated[int, typer.Option(help="Sentences shown to the explainer.")] = 10,
     n_score: Annotated[int, typer.Option(help="Held-out sentences a label is scored on.")] = 20,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Name latents with a language model and score each name on held-out patients."""
-    from autointerp import EndpointConfig, LabelConfig, label_latents
+    """Name latents, by a language model or by word statistics; score names on held-out patients."""
+    from autointerp import LabelConfig, label_latents
     from hooks.processor import load_processor
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
 
-    where = EndpointConfig(endpoint, llm, allow_remote)
+    where = _endpoint(endpoint, llm, allow_remote)
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
     tokenizer = load_processor(model or folder.manifest["model"]["id"]).tokenizer
     config = LabelConfig(_numbers(latents), n_explain=n_explain, n_score=n_score, seed=seed)
@@ -289,6 +303,17 @@ def verify(
 
     count = run(folder)
     _finish({"files": count}, as_json, f"{folder}: {count} files match their checksums")
+
+
+def _endpoint(endpoint: str | None, llm: str | None, allow_remote: str | None) -> Any:
+    """Where a language model answers, or None when none is asked for."""
+    from autointerp import EndpointConfig
+
+    if endpoint is None and llm is None:
+        return None
+    if endpoint is None or llm is None:
+        raise MairaSaeError("--endpoint and --llm go together; give both, or neither")
+    return EndpointConfig(endpoint, llm, allow_remote)
 
 
 def _only_site(folder: Any) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from hooks.images import to_grey
 from hooks.processor import Maira2Processor
@@ -98,6 +100,12 @@ def grey(film: Film) -> np.ndarray:
     return np.asarray(to_grey(Image.fromarray(film.pixels)))
 
 
+def normalised(pixels: np.ndarray, words: Maira2Processor) -> Tensor:
+    """What `grey` gave, as the model's pixel values: uint8 (B, H, W) to float32 (B, 3, H, W)."""
+    plane = torch.from_numpy(pixels).float().div_(255).sub_(words.image_mean).div_(words.image_std)
+    return plane[:, None].expand(-1, 3, -1, -1)
+
+
 def _example(
     study: PhantomStudy, words: Maira2Processor, grounded: bool, films: tuple[int, ...]
 ) -> Example:
@@ -141,3 +149,13 @@ def _states(film: Film) -> np.ndarray:
 def mixed(seed: int) -> PhantomStudy:
     """Half of the studies as in clinics, half with findings that know nothing of each other."""
     return sample_study(seed, sampler="independent" if seed % 2 else "clinical")
+
+
+EASY = ("cardiomegaly", "pacemaker", "endotracheal_tube")
+"""What the model learns to read within a minute."""
+
+
+def easy(seed: int) -> PhantomStudy:
+    """Single frontal films with at most the three easy findings, each in half of the studies."""
+    rates = dict.fromkeys(EASY, 0.5)
+    return sample_study(seed, sampler="independent", rate=rates, lateral=False, prior=False)

@@ -151,7 +151,7 @@ class Finding:
     depth: float = 0.5
     """Where it sits between the breastbone (0) and the spine (1); the lateral film shows it."""
     subtle: bool = False
-    """Drawn with half the contrast, and reported as possible, never as present."""
+    """Drawn with two thirds of the contrast, and reported as possible, never as present."""
 
     def __post_init__(self) -> None:
         grade = self.grade

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from phantom.anatomy import Acquisition, Anatomy
-from phantom.canvas import Canvas, Patch, Scene, clip, cut, inside, stripes, texture, union, within
+from phantom.canvas import Patch, Scene, clip, cut, inside, stripes, union, within
+from phantom.drawing import Drawing
 from phantom.factors import Factors, Finding, parts
 
-FAINT = 0.55
-"""Share of its contrast that a subtle finding keeps."""
 _SIGN = {"left": 1.0, "right": -1.0}
 _APEX = 0.105  # how far from the midline the lungs begin at their top
 
@@ -36,17 +35,13 @@ def frontal(factors: Factors, anatomy: Anatomy, acquisition: Acquisition, size: 
     return _Frontal(factors, anatomy, acquisition, size).scene()
 
 
-class _Frontal:
+class _Frontal(Drawing):
     """One drawing of the frontal view; its steps share the fields kept on it."""
 
     def __init__(self, factors: Factors, body: Anatomy, film: Acquisition, size: int) -> None:
-        self.factors, self.body = factors, body
-        self.canvas = canvas = Canvas(film, size)
+        super().__init__(factors, body, film, size)
+        canvas = self.canvas
         self.a = a = np.abs(canvas.u)
-        self.top = body.dome + film.inspiration
-        self.grain = texture(body.marking_seed, size)
-        self.findings: dict[str, Patch] = {}
-        self.devices: list[tuple[Patch, float]] = []
         left = (canvas.u > 0).astype(np.float32)
         self.half = {"left": left, "right": 1 - left}
 
@@ -87,9 +82,8 @@ class _Frontal:
         for side in _SIGN:
             self._consolidation(side, gas, density)
             self._effusion(side, gas, density)
-        for finding in self.factors.findings:
-            if parts(finding.label).kind == "nodule":
-                self._nodule(finding, density)
+        for finding in self.of_kind("nodule"):
+            self._nodule(finding, density)
         self._devices()
         return Scene(density, self.devices, self.findings, self._regions)
 
@@ -183,9 +177,6 @@ class _Frontal:
         ends = inside(np.minimum(a - 0.035, 0.37 - a), 0.02) * self.skin[part]
         density[part] += 0.13 * bone * ends * inside(line, 0.014)
 
-    def _strength(self, finding: Finding) -> float:
-        return FAINT if finding.subtle else 1.0
-
     def _pneumothorax(
         self, side: str, gas: np.ndarray, markings: Patch, density: np.ndarray
     ) -> None:
@@ -193,7 +184,7 @@ class _Frontal:
         finding = self.factors.get(f"pneumothorax_{side}")
         if finding is None:
             return
-        v, gap, strength = self.canvas.v, finding.extent, self._strength(finding)
+        v, gap, strength = self.canvas.v, finding.extent, self.strength(finding)
         rest = self._rest(1.5 * gap)
         shrunk = _APEX + (self.body.chest - gap) * np.sqrt(1 - rest * rest * rest)
         shrunk = np.minimum(shrunk - self.a, v - (self.body.apex + 1.5 * gap))
@@ -212,7 +203,7 @@ class _Frontal:
         u, v = _SIGN[side] * (0.19 + 0.07 * finding.across), 0.33 + 0.22 * finding.along
         part = self.canvas.window([(u, v)], 1.7 * finding.extent)
         du, dv = self.canvas.u[part] - u, self.canvas.v[part] - v
-        grain, strength = self.grain[part], self._strength(finding)
+        grain, strength = self.grain[part], self.strength(finding)
         edge = finding.extent * (1 + 0.4 * grain) - np.sqrt(du * du + dv * dv)
         patch = inside(edge, 0.025) * self.lung[part] * self.half[side][part]
         filled = strength * patch * gas[part] * (0.55 + 0.15 * grain)
@@ -232,18 +223,16 @@ class _Frontal:
         fluid = inside(np.minimum(self.gap[part], level), 0.022) * self.half[side][part]
         above = np.ones_like(fluid)
         above[within(self.low, part)] -= self.belly
-        density[part] += self._strength(finding) * fluid * (gas[part] + 0.09 * above)
+        density[part] += self.strength(finding) * fluid * (gas[part] + 0.09 * above)
         self.findings[finding.label] = Patch(part, fluid * above)
 
     def _nodule(self, finding: Finding, density: np.ndarray) -> None:
-        """A round dense spot, which adds less where the film is bright already."""
+        """A nodule in its half of a lung."""
         place = parts(finding.label)
         top, inner = (0.29, 0.18) if place.zone == "upper" else (0.48, 0.23)
         u = _SIGN[place.side] * (inner + 0.065 * finding.across)
         spot = self.canvas.disc((u, top + 0.08 * finding.along), finding.extent)
-        room = 1.15 - density[spot.window]
-        density[spot.window] += self._strength(finding) * 0.40 * spot.opacity * room
-        self.findings[finding.label] = spot
+        self.add_spot(finding, spot, density, least=0.6)
 
     def _devices(self) -> None:
         """Tubes and the pacemaker, on top of everything."""
@@ -251,21 +240,17 @@ class _Frontal:
         if finding := self.factors.get("nasogastric_tube"):
             path = [(0.024, -0.02), (0.022, 0.30), (0.026, 0.48), (0.032, self.body.dome)]
             path += [(0.055, 0.80), (0.11, 0.865), (0.17 + 0.05 * finding.across, 0.91)]
-            self._add(finding, canvas.tube(cut(path, finding.extent), 0.0065), 0.95)
+            self.add_device(finding, canvas.tube(cut(path, finding.extent), 0.0065), 0.95)
         if finding := self.factors.get("endotracheal_tube"):
             tip = finding.extent
-            self._add(finding, canvas.tube([(-0.004, -0.02), (-0.002, tip)], 0.0125), 0.86)
+            self.add_device(finding, canvas.tube([(-0.004, -0.02), (-0.002, tip)], 0.0125), 0.86)
             self.devices.append((canvas.tube([(0.001, -0.02), (0.003, tip)], 0.005), 1.0))
         if finding := self.factors.get("pacemaker"):
             u, v = 0.26 + 0.05 * finding.across, 0.155 + 0.04 * finding.along
             lead = [(u, v), (0.19, v - 0.03), (0.10, v + 0.01), (-0.02, 0.25), (-0.045, 0.34)]
             lead += [(-0.045, 0.52), (-0.01, 0.60), (0.10, finding.extent)]
             case = canvas.block((u, v), (0.046, 0.038))
-            self._add(finding, union(canvas.tube(lead, 0.006), case), 1.0)
-
-    def _add(self, finding: Finding, patch: Patch, brightness: float) -> None:
-        self.findings[finding.label] = patch
-        self.devices.append((patch, brightness))
+            self.add_device(finding, union(canvas.tube(lead, 0.006), case), 1.0)
 
     def _regions(self) -> Mapping[str, np.ndarray]:
         """Opacity of every region; the lungs are what the heart leaves of them."""

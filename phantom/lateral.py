@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from phantom.anatomy import Acquisition, Anatomy
-from phantom.canvas import Canvas, Patch, Scene, clip, cut, inside, stripes, texture, union
+from phantom.canvas import Patch, Scene, clip, cut, inside, stripes, union
+from phantom.drawing import Drawing
 from phantom.factors import Factors, Finding, parts
-from phantom.frontal import FAINT
 
 _SIDES = ("left", "right")
 
@@ -35,17 +35,12 @@ def lateral(factors: Factors, anatomy: Anatomy, acquisition: Acquisition, size: 
     return _Lateral(factors, anatomy, acquisition, size).scene()
 
 
-class _Lateral:
+class _Lateral(Drawing):
     """One drawing of the lateral view; its steps share the fields kept on it."""
 
     def __init__(self, factors: Factors, body: Anatomy, film: Acquisition, size: int) -> None:
-        self.factors, self.body = factors, body
-        self.canvas = canvas = Canvas(film, size)
-        self.grain = texture(body.marking_seed, size)
-        self.top = body.dome + film.inspiration
-        self.findings: dict[str, Patch] = {}
-        self.devices: list[tuple[Patch, float]] = []
-        u, v = canvas.u, canvas.v
+        super().__init__(factors, body, film, size)
+        u, v = self.canvas.u, self.canvas.v
 
         down = clip((v + 0.05) * 2.2)
         down *= 2 - down
@@ -79,15 +74,12 @@ class _Lateral:
         density -= air
         density += self._markings() * air
         self._bones(density)
-        for finding in self.factors.findings:
-            kind = parts(finding.label).kind
-            if kind == "consolidation":
-                self._consolidation(finding, air, density)
-            elif kind == "effusion":
-                self._effusion(finding, air, density)
-        for finding in self.factors.findings:
-            if parts(finding.label).kind == "nodule":
-                self._nodule(finding, density)
+        for finding in self.of_kind("effusion"):
+            self._effusion(finding, air, density)
+        for finding in self.of_kind("consolidation"):
+            self._consolidation(finding, air, density)
+        for finding in self.of_kind("nodule"):
+            self._nodule(finding, density)
         self._devices()
         return Scene(density, self.devices, self.findings, self._regions)
 
@@ -146,9 +138,6 @@ class _Lateral:
         ribs = stripes((v - 0.75 * u) * (0.85 / body.rib_spacing) + body.rib_phase, 2)
         density += 0.050 * bone * ribs * inside(self.gap, 0.03) * (1 - 0.75 * self.belly)
 
-    def _strength(self, finding: Finding) -> float:
-        return FAINT if finding.subtle else 1.0
-
     def _pneumothorax(self, side: str, air: np.ndarray) -> None:
         """Black air in front of and above the lung."""
         finding = self.factors.get(f"pneumothorax_{side}")
@@ -159,7 +148,7 @@ class _Lateral:
         field = self.lung[side] * inside(0.58 - self.canvas.v, 0.05)
         free = inside(-shrunk, 0.012) * field
         pleura = inside(0.006 - np.abs(shrunk), 0.012) * field
-        strength = self._strength(finding)
+        strength = self.strength(finding)
         air += strength * (0.09 * free - 0.15 * pleura)
         self.findings[finding.label] = self._whole(free)
 
@@ -168,7 +157,7 @@ class _Lateral:
         u, v = -0.10 + 0.20 * finding.depth, 0.33 + 0.22 * finding.along
         part = self.canvas.window([(u, v)], 1.7 * finding.extent)
         du, dv = self.canvas.u[part] - u, self.canvas.v[part] - v
-        grain, strength = self.grain[part], self._strength(finding)
+        grain, strength = self.grain[part], self.strength(finding)
         edge = finding.extent * (1 + 0.4 * grain) - np.sqrt(du * du + dv * dv)
         patch = inside(edge, 0.025) * self.lung[parts(finding.label).side][part]
         filled = strength * patch * air[part] * (0.45 + 0.15 * grain)
@@ -184,7 +173,7 @@ class _Lateral:
         bend = self.canvas.u[part] + 0.02
         level = self.canvas.v[part] - top + 0.9 * (bend * bend)
         fluid = inside(np.minimum(self.depth[side][part], level), 0.022)
-        filled = self._strength(finding) * fluid * (0.60 * air[part] + 0.03)
+        filled = self.strength(finding) * fluid * (0.60 * air[part] + 0.03)
         air[part] -= filled
         density[part] += filled
         self.findings[finding.label] = Patch(part, fluid)
@@ -194,9 +183,7 @@ class _Lateral:
         top = 0.29 if parts(finding.label).zone == "upper" else 0.48
         u = -0.11 + 0.24 * finding.depth
         spot = self.canvas.disc((u, top + 0.08 * finding.along), finding.extent)
-        room = 1.15 - density[spot.window]
-        density[spot.window] += self._strength(finding) * 0.40 * spot.opacity * room
-        self.findings[finding.label] = spot
+        self.add_spot(finding, spot, density)
 
     def _devices(self) -> None:
         """Tubes and the pacemaker, on top of everything."""
@@ -204,11 +191,11 @@ class _Lateral:
         if finding := self.factors.get("nasogastric_tube"):
             path = [(0.030, -0.02), (0.075, 0.30), (0.115, 0.48), (0.110, 0.70)]
             path += [(0.06, 0.80), (-0.02, 0.87), (-0.07, 0.91)]
-            self._add(finding, canvas.tube(cut(path, finding.extent), 0.0065), 0.95)
+            self.add_device(finding, canvas.tube(cut(path, finding.extent), 0.0065), 0.95)
         if finding := self.factors.get("endotracheal_tube"):
             tip = finding.extent
             path = [(-0.012, -0.02), (-0.010 + 0.14 * tip, tip)]
-            self._add(finding, canvas.tube(path, 0.0125), 0.86)
+            self.add_device(finding, canvas.tube(path, 0.0125), 0.86)
             inner = [(u + 0.005, v) for u, v in path]
             self.devices.append((canvas.tube(inner, 0.005), 1.0))
         if finding := self.factors.get("pacemaker"):
@@ -216,11 +203,7 @@ class _Lateral:
             lead = [(u, v), (-0.12, v - 0.03), (0.0, 0.24), (0.03, 0.34), (0.02, 0.52)]
             lead += [(-0.04, 0.60), (-0.11, finding.extent)]
             case = canvas.block((u, v), (0.024, 0.042))
-            self._add(finding, union(canvas.tube(lead, 0.006), case), 1.0)
-
-    def _add(self, finding: Finding, patch: Patch, brightness: float) -> None:
-        self.findings[finding.label] = patch
-        self.devices.append((patch, brightness))
+            self.add_device(finding, union(canvas.tube(lead, 0.006), case), 1.0)
 
     def _regions(self) -> Mapping[str, np.ndarray]:
         """Opacity of every region; the two lungs overlap."""

@@ -12,11 +12,9 @@ from torch import nn
 
 from hooks.processor import (
     CHAT_TEMPLATE,
-    GROUNDING_TASK,
     IMAGE_TOKEN,
     MISSING,
     PHRASE_TASK,
-    TASK,
     Maira2Processor,
     reporting_pieces,
 )
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 """The shipped checkpoint, in the released key layout."""
 
-_TEMPLATE_WORDS = "You are an expert radiology assistant tasked with interpreting a chest X-ray study . USER : ASSISTANT"
+_TEMPLATE_WORDS = CHAT_TEMPLATE.split("{%")[0] + "USER: ASSISTANT:"
 _TEXT_STD = 0.05
 _IMAGE_STD = 0.25  # of the projector's output at the start, where films must not drown in words
 
@@ -131,8 +129,10 @@ def _initialise_projector(layers: nn.Sequential) -> None:
     nn.init.orthogonal_(linears[-1].weight, gain=1.5 * _IMAGE_STD)
 
 
-def load() -> "tuple[Maira2ForConditionalGeneration, Maira2Processor]":
-    """The shipped model in evaluation mode, and its processor."""
+def load(
+    folder: Path = WEIGHTS,
+) -> "tuple[Maira2ForConditionalGeneration, Maira2Processor]":
+    """The shipped model (or one trained since) in evaluation mode, and its processor."""
     from hooks.maira2 import load_model
 
-    return load_model(WEIGHTS, dtype=torch.float32), Maira2Processor.from_pretrained(WEIGHTS)
+    return load_model(folder, dtype=torch.float32), Maira2Processor.from_pretrained(folder)

@@ -1,6 +1,14 @@
 """Activations → dictionaries: Matryoshka BatchTopK SAEs, trained and measured."""
 
-from sae.evaluate import CrossEntropy, Probe, auroc, best_latent, cross_entropy, study_maxima
+from sae.evaluate import (
+    CrossEntropy,
+    Probe,
+    auroc,
+    best_latent,
+    cross_entropy,
+    random_dictionary,
+    study_maxima,
+)
 from sae.loss import Objective, auxiliary_loss, objective
 from sae.metrics import Quality, QualityMeter, measure
 from sae.model import MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
@@ -25,6 +33,7 @@ __all__ = [
     "group_sizes_of",
     "measure",
     "objective",
+    "random_dictionary",
     "study_maxima",
     "train",
     "training_curve",

@@ -19,7 +19,7 @@ from hooks.roles import Role
 from hooks.sites import resolve_site, rewrite
 from hooks.store import ActivationFolder
 from hooks.studies import Study
-from sae.model import MatryoshkaSAE
+from sae.model import MatryoshkaSAE, kth_largest
 
 
 class CrossEntropy(NamedTuple):
@@ -195,3 +195,19 @@ def best_latent(
         auroc_chosen_on=float(on_train[latent]),
         n_positive=int(labels[heldout].sum()),
     )
+
+
+@torch.no_grad()
+def random_dictionary(
+    sae: MatryoshkaSAE, x: Float[Tensor, "rows d"], seed: int = 0
+) -> MatryoshkaSAE:
+    """A dictionary of random directions: what a method finds without any learning.
+
+    Shape, site and decoder bias are those of ``sae``; the threshold is the one at which both have
+    the same L0 on ``x``.
+    """
+    random = MatryoshkaSAE(sae.config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
+    random.b_dec.copy_(sae.b_dec)
+    active = int((sae.encode(x) > 0).sum())
+    random.threshold.copy_(kth_largest(random.pre_activations(x), active + 1))
+    return random.eval()

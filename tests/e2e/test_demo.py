@@ -1,4 +1,4 @@
-"""The real-input demonstration in its quick size: real towers, film, reports and LLM server."""
+"""The demonstration on the phantom, in its quick size."""
 
 import json
 import subprocess
@@ -6,37 +6,72 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from hooks.files import verify
+from phantom import LABELS
 
 KEYS = {
     *("model", "site", "n_tokens", "harvest_tokens_per_s", "train_tokens_per_s", "fvu", "l0"),
     *("dead_fraction", "ce_recovered", "probes", "labels", "steering", "seconds", "versions"),
-    "seed",
+    *("seed", "findings"),
 }
 
 
-def demo(out):
-    command = [Path(sys.executable).with_name("maira-sae"), "demo", "--real", "--quick", "--json"]
-    result = subprocess.run([*command, "--out", out], capture_output=True, text=True, timeout=570)
+def demo(out, *more):
+    command = [Path(sys.executable).with_name("maira-sae"), "demo", "--quick", "--json", *more]
+    return subprocess.run([*command, "--out", out], capture_output=True, text=True, timeout=570)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    result = demo(out)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return out, json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def test_quick_demo_and_its_resume(tmp_path):
-    out = tmp_path / "demo"
-    summary = demo(out)
+def test_every_stage_leaves_its_folder_and_its_figures(finished):
+    out, summary = finished
     assert set(summary) >= KEYS
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["model"]["projector"] == "untrained"
-    assert summary["n_tokens"] > 5000
-    assert set(summary["steering"]) >= {"before", "after", "latent", "strength"}
-    assert len(summary["labels"]) == 2
-    assert set(summary["labels"][0]) >= {"latent", "label", "balanced_accuracy", "baseline"}
-    for folder in ("model", "activations", "sae", "labels"):
+    for folder in (
+        "studies",
+        *(f"{s}-{what}" for s in ("text", "vision") for what in ("activations", "sae")),
+        "labels",
+    ):
         assert verify(out / folder) > 0
-    log = (out / "stages" / "server.log").read_text()
-    assert "POST /v1/chat/completions" in log
+    assert set(summary["findings"]) == set(LABELS)
+    for finding in summary["findings"].values():
+        assert set(finding) >= {"auroc", "latent", "label", "pixel_auroc"}
+        assert 0 <= finding["auroc"] <= 1
+    mean = summary["mean_over_findings"]
+    assert mean["auroc"] > mean["random_auroc"]
+    assert mean["patch_auroc"] > mean["random_patch_auroc"]
+    assert {one["direction"] for one in summary["steering"]["edits"]} == {"on", "off"}
+    page = (out / "dashboard.html").read_text()
+    assert page.count("data:image/png;base64,") > 6 * len(LABELS)
 
+
+def test_running_again_resumes(finished):
+    out, summary = finished
     began = time.monotonic()
-    assert demo(out) == summary
-    assert time.monotonic() - began < 60
+    again = demo(out)
+    assert json.loads(again.stdout.strip().splitlines()[-1]) == summary
+    assert time.monotonic() - began < 30
+
+
+def test_another_seed_is_another_folder(finished):
+    out, _ = finished
+    result = demo(out, "--seed", "1")
+    assert result.returncode == 2
+    assert "holds a demo with other settings; give a new folder" in result.stderr
+
+
+def test_the_real_demo_takes_no_endpoint(tmp_path):
+    more = ("--real", "--endpoint", "http://127.0.0.1:1/v1", "--llm", "x")
+    result = demo(tmp_path / "out", *more)
+    assert result.returncode == 2
+    assert "leave --endpoint out" in result.stderr
+    result = demo(tmp_path / "out", "--llm", "x")
+    assert "--endpoint and --llm go together" in result.stderr

@@ -114,7 +114,7 @@ def test_dicom_that_is_no_film(tmp_path):
 
 def test_the_real_film():
     """PA chest, 1955×1841, MONOCHROME1: lungs must come out darker than the mediastinum."""
-    from maira_sae.real import film
+    from maira_sae.real_model import film
 
     image = np.asarray(read_image(film())).astype(float)
     assert image.shape == (1955, 1841)

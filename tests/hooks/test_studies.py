@@ -79,7 +79,7 @@ def test_openi_archive(tmp_path):
 
 
 def test_the_real_openi_reports():
-    from maira_sae.real import film, openi_archive
+    from maira_sae.real_model import film, openi_archive
 
     studies = read_openi(openi_archive(), film())
     assert len(studies) == 3425

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from phantom import (
     box_from,
     clinical_factors,
     independent_factors,
-    parts,
     prior_factors,
     read_report,
     sample_study,
@@ -101,7 +101,7 @@ def test_studies_are_read_back(seed, sampler, prior):
     assert plain.lateral is (study.lateral is not None)
     assert set(study.findings.seen) == set(study.factors.present) == set(grounded.boxes)
     for label, (box,) in grounded.boxes.items():
-        assert box == pytest.approx(study.frontal.boxes[label], abs=0.5 / 28 + 1e-12)
+        assert box == pytest.approx(study.frontal.boxes[label], abs=0.005 + 1e-12)
 
 
 # --- what it says follows from the factors -----------------------------------------------------
@@ -182,12 +182,17 @@ def test_every_wording_says_doubt_and_comparison_as_its_state_does():
                     assert bool(words & compares) == bool(state.change), sentence
 
 
-@given(SEEDS)
-@settings(max_examples=40, deadline=None)
-def test_the_reason_fits_what_is_seen(seed):
-    said = Findings.of(clinical_factors(seed))
-    kinds = INDICATIONS[write_report(said, seed).indication]
-    assert not kinds or any(parts(label).kind in kinds for label in said.seen)
+def test_the_reason_tells_nothing_of_what_is_seen():
+    """Findings are as common with each reason as over all, within four standard errors."""
+    seen, reasons = [], []
+    for seed in range(3000):
+        said = Findings.of(clinical_factors(seed))
+        seen.append([label in said.seen for label in LABELS])
+        reasons.append(INDICATIONS.index(write_report(said, seed).indication))
+    rate, reasons = np.mean(seen, 0), np.array(reasons)
+    for reason in range(len(INDICATIONS)):
+        own = np.array(seen)[reasons == reason]
+        assert (np.abs(own.mean(0) - rate) < 4 * np.sqrt(rate * (1 - rate) / len(own))).all()
 
 
 def test_every_choice_of_words_is_made_sometimes():
@@ -228,7 +233,7 @@ def test_known_report():
         "<x24> <y22> </box> </obj> <obj> right pneumothorax cannot be excluded . <box> <x3> <y2> "
         "<x11> <y14> </box> </obj>"
     )
-    reading = read_report(text)
+    reading = read_report(text, bins=28)
     assert reading.findings == said
     assert reading.unknown == ()
     assert reading.boxes["effusion_left"] == (Box(17.5 / 28, 19.5 / 28, 24.5 / 28, 22.5 / 28),)
@@ -252,7 +257,7 @@ def test_every_sentence_has_one_meaning_and_every_state_several_wordings():
 def test_vocabulary_is_closed_modest_and_lower_case():
     tokens = vocabulary()
     assert len(tokens) == len(set(tokens))
-    assert 150 <= len(tokens) <= 200
+    assert 300 <= len(tokens) <= 350
     assert all(token == token.lower() and token.split() == [token] for token in tokens)
     for seed in range(300):
         report = sample_study(seed, size=84).report
@@ -260,7 +265,7 @@ def test_vocabulary_is_closed_modest_and_lower_case():
         assert set(report.text.split()) <= set(tokens)
         for section in (report.findings, report.impression, report.indication):
             assert section.endswith(" .")
-    assert set(vocabulary(100)) - set(tokens) == {f"<{a}{n}>" for a in "xy" for n in range(28, 100)}
+    assert set(tokens) - set(vocabulary(28)) == {f"<{a}{n}>" for a in "xy" for n in range(28, 100)}
     assert vocabulary(extra=["you are an expert"])[-1] == "you"
     assert vocabulary()[:9] == vocabulary(50)[:9]
 
@@ -323,8 +328,8 @@ def test_no_word_is_silently_dropped(tokens):
         ("cardiomegaly . <box> <y1> <x2> <y3> <x4> </box>", ("<box> <y1> <x2> <y3> <x4> </box>",)),
         ("cardiomegaly . <box> <x9> <y2> <x3> <y4> </box>", ("<box> <x9> <y2> <x3> <y4> </box>",)),
         (
-            "cardiomegaly . <box> <x1> <y2> <x3> <y40> </box>",
-            ("<box> <x1> <y2> <x3> <y40> </box>",),
+            "cardiomegaly . <box> <x1> <y2> <x3> <y400> </box>",
+            ("<box> <x1> <y2> <x3> <y400> </box>",),
         ),
         ("cardiomegaly . <box> <x1> <y2>", ("<box> <x1> <y2>",)),
         ("cardiomegaly . <box> <x1> moon </box>", ("<box> <x1> moon", "</box>")),

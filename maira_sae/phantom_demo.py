@@ -1,0 +1,374 @@
+"""The demonstration on the phantom: every figure stands beside what is known to be true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from phantom.localisation import localise
+from phantom.scores import LatentScore, best_latents, gather, heldout_rows, pool
+from phantom.truth import Truth, folder_factors, read_truth, write_studies
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from autointerp import (
+    EndpointConfig,
+    LabelConfig,
+    label_latents,
+    latent_activations,
+    reference_activation,
+)
+from autointerp.dashboard import (
+    ConceptView,
+    FilmView,
+    Page,
+    SteeringView,
+    TextView,
+    data_url,
+    heat,
+    strongest,
+    write_page,
+)
+from autointerp.prompts import token_texts
+from hooks.files import read_json
+from hooks.harvest import HarvestConfig, harvest
+from hooks.images import read_image
+from hooks.processor import Maira2Processor
+from hooks.store import ActivationFolder
+from hooks.studies import Study, read_folder
+from maira_sae import demo
+from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
+from phantom import LABELS
+from phantom.model import WEIGHTS, load
+from sae import MatryoshkaSAE, TrainConfig, random_dictionary
+from steering import Edit, compare
+
+STREAMS = ("text", "vision")
+FIRST_SEED = 500_000_000
+"""Studies of the demonstration with seed S are drawn from `FIRST_SEED + 100_000 · S` on."""
+
+
+@dataclass(frozen=True)
+class PhantomDemoConfig:
+    """Sizes of the demonstration."""
+
+    n_studies: int = 3_000
+    text_site: str = "llm.3.resid_post"
+    vision_site: str = "vision.3.resid_post"
+    batch: int = 2048
+    steps: int = 600
+    k: int = 14
+    expansion: int = 8
+    n_loss_studies: int = 100
+    """Held-out studies on which cross-entropy is measured."""
+    n_score: int = 200
+    """Held-out sentences a label is scored on."""
+    n_steered: int = 20
+    """Held-out studies on which an edit is tried."""
+    strength: float = 1.5
+    """Of the edit that turns a finding on, in units of the latent's 99th percentile."""
+    seed: int = 0
+
+    def quick(self) -> PhantomDemoConfig:
+        """Small enough to check the plumbing; its numbers mean little."""
+        return replace(self, n_studies=300, steps=60, n_loss_studies=10, n_steered=2)
+
+
+class PhantomDemo(Demo):
+    """The phantom world; see the module docstring.
+
+    Parameters
+    ----------
+    endpoint
+        Where a language model labels; ``None`` labels by word statistics.
+    """
+
+    STAGES = ("draw", "harvest", "train", "evaluate", "truth", "label", "steer", "page")
+    config: PhantomDemoConfig
+
+    def __init__(
+        self, out: Path, config: PhantomDemoConfig, endpoint: EndpointConfig | None = None
+    ) -> None:
+        super().__init__(out, config)
+        self.endpoint = endpoint
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Maira2Processor]:
+        return load()
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        return read_folder(self.out / "studies")
+
+    @cached_property
+    def known(self) -> Truth:
+        return read_truth(self.out / "studies")
+
+    def activations(self, stream: str) -> ActivationFolder:
+        return ActivationFolder(self.out / f"{stream}-activations")
+
+    def sae(self, stream: str) -> MatryoshkaSAE:
+        return MatryoshkaSAE.from_pretrained(self.out / f"{stream}-sae")
+
+    def draw(self) -> dict[str, Any]:
+        first = FIRST_SEED + 100_000 * self.config.seed
+        studies = write_studies(self.out / "studies", range(first, first + self.config.n_studies))
+        record = read_json(WEIGHTS / "training.json")
+        parts = {
+            "vision": "DINOv2 128×4, trained on phantom masks and labels",
+            "projector": "4 layers, trained on phantom reports",
+            "text": "Llama 128×6, trained on phantom reports",
+        }
+        return {"n_studies": len(studies), "model": parts, "losses": record["losses"]}
+
+    def harvest(self) -> dict[str, Any]:
+        model, processor = self.loaded
+        began, rows = time.perf_counter(), 0
+        for stream, site, policy in (
+            ("text", self.config.text_site, "published"),
+            ("vision", self.config.vision_site, "patches"),
+        ):
+            config = HarvestConfig((site,), policy, studies_per_part=250)
+            out = self.out / f"{stream}-activations"
+            rows -= sum(read_json(path)["rows"] for path in out.glob("part-*.json"))
+            folder = harvest(model, processor, self.studies, config, out)
+            rows += folder.n_tokens
+        rate = rows / (time.perf_counter() - began)
+        return {
+            "n_tokens": self.activations("text").n_tokens,
+            "n_patches": self.activations("vision").n_tokens,
+            "harvest_tokens_per_s": round(rate),
+        }
+
+    def train(self) -> dict[str, Any]:
+        text = self._fit("text", self.config.text_site)
+        return {**text, "vision": self._fit("vision", self.config.vision_site)}
+
+    def _fit(self, stream: str, site: str) -> dict[str, Any]:
+        c = self.config
+        config = TrainConfig(
+            site=site,
+            expansion=c.expansion,
+            k=c.k,
+            steps=c.steps,
+            batch=c.batch,
+            lr=2e-3,
+            warmup_steps=min(20, c.steps),
+            dead_after_tokens=100_000,
+            threshold_start=c.steps // 2,
+            threshold_beta=0.98,
+            heldout=HELDOUT,
+            seed=c.seed,
+            checkpoint_every=100,
+            measure_every=max(1, c.steps // 6),
+        )
+        return fit(self.activations(stream), config, self.out / f"{stream}-sae")
+
+    def evaluate(self) -> dict[str, Any]:
+        c = self.config
+        model, processor = self.loaded
+        studies = [s for s in self.studies if s.split(HELDOUT) == "heldout"][: c.n_loss_studies]
+        text = self.activations("text")
+        loss = loss_recovered(model, processor, studies, self.sae("text"), text)
+        vision = quality(self.out / "vision-sae", self.activations("vision"))
+        return {
+            "site": c.text_site,
+            **quality(self.out / "text-sae", text),
+            **loss,
+            "vision_quality": {"site": c.vision_site, **vision},
+        }
+
+    def truth(self) -> dict[str, Any]:
+        """Best single latent of each finding, on report tokens and on patches, held out."""
+        text = self._score(self.sae("text"), "text")
+        vision = self._score(self.sae("vision"), "vision")
+        noise = {stream: self._score(self._random(stream), stream) for stream in STREAMS}
+        findings = {}
+        for i, label in enumerate(LABELS):
+            findings[label] = {
+                "auroc": text[i].auroc,
+                "f1": text[i].f1,
+                "latent": text[i].latent,
+                "patch_auroc": vision[i].auroc,
+                "patch_latent": vision[i].latent,
+                "pixel_auroc": self._localise(label, vision[i].latent),
+                "random_auroc": noise["text"][i].auroc,
+                "random_patch_auroc": noise["vision"][i].auroc,
+            }
+
+        def mean(key: str) -> float:
+            return float(np.mean([finding[key] for finding in findings.values()]))
+
+        keys = ("auroc", "patch_auroc", "random_auroc", "random_patch_auroc")
+        probes = {label: score._asdict() for label, score in zip(LABELS, text, strict=True)}
+        return {
+            "findings": findings,
+            "probes": probes,
+            "mean_over_findings": {key: mean(key) for key in keys},
+        }
+
+    def _random(self, stream: str) -> MatryoshkaSAE:
+        """Random directions that fire as often, on the first rows, as the trained dictionary."""
+        sae, folder = self.sae(stream), self.activations(stream)
+        x = folder.rows(sae.config.site, 0, min(20_000, folder.n_tokens)).to(sae.W_dec)
+        return random_dictionary(sae, x, seed=self.config.seed)
+
+    def _score(self, sae: MatryoshkaSAE, stream: str) -> list[LatentScore]:
+        """Report sentences and image patches are the rows that are scored."""
+        folder = self.activations(stream)
+        carried = torch.from_numpy(self._factors[stream][:, : len(LABELS)])
+        latents = gather(encoded(sae, folder))
+        patients = folder.column("patient")
+        if stream == "text":
+            report = folder.column("role") == "report"
+            numbers = zip(
+                folder.column("study")[report], folder.column("sentence")[report], strict=True
+            )
+            rows = torch.from_numpy(report)
+            names = [f"{study} {int(sentence)}" for study, sentence in numbers]
+            pooled = pool(latents.take(rows), carried[rows], names)
+            latents, carried = pooled.latents, pooled.truth
+            patients = [name.split()[0] for name in pooled.groups]
+        return best_latents(latents, carried, heldout_rows(patients, HELDOUT))
+
+    def _localise(self, label: str, latent: int) -> float:
+        """Pixel AUROC of a latent's map against the masks of held-out frontal films."""
+        maps, masks = [], []
+        for study, grid in self._maps(latent).items():
+            film = self.known.study(study).frontal
+            if label in film.masks:
+                maps.append(grid)
+                masks.append(film.masks[label])
+        return localise(np.stack(maps), np.stack(masks)).pixel_auroc.value
+
+    def label(self) -> dict[str, Any]:
+        findings = self.results["truth"]["findings"]
+        latents = dict.fromkeys(finding["latent"] for finding in findings.values())
+        c = self.config
+        config = LabelConfig(
+            tuple(latents), n_explain=50, n_score=c.n_score, heldout=HELDOUT, seed=c.seed
+        )
+        labels = label_latents(
+            self.sae("text"),
+            self.activations("text"),
+            self.loaded[1].tokenizer,
+            self.endpoint,
+            config,
+            self.out / "labels",
+        )
+        names = {label.latent: label.label for label in labels}
+        return {
+            "labels": [label._asdict() for label in labels],
+            "findings": {
+                name: {**finding, "label": names[finding["latent"]]}
+                for name, finding in findings.items()
+            },
+        }
+
+    def page(self) -> dict[str, Any]:
+        """`dashboard.html`, of everything above."""
+        concepts = [
+            self._concept(name, finding)
+            for name, finding in self.results["label"]["findings"].items()
+        ]
+        steering = [
+            SteeringView(
+                f"{one['finding'].replace('_', ' ')} turned {one['direction']}, {one['study']}",
+                data_url(read_image(self._by_id[one["study"]].frontal)),
+                one["before"],
+                one["after"],
+            )
+            for one in self.results["steer"]["steering_examples"]
+        ]
+        quality = self.results["evaluate"]
+        vision = quality["vision_quality"]
+        mean = self.results["truth"]["mean_over_findings"]
+        facts = {
+            "text": f"{quality['site']}, FVU {quality['fvu']:.3f} at L0 {quality['l0']:.1f}",
+            "vision": f"{vision['site']}, FVU {vision['fvu']:.3f} at L0 {vision['l0']:.1f}",
+            "AUROC": f"{mean['auroc']:.3f} in sentences, {mean['patch_auroc']:.3f} on patches",
+            "random dictionary": f"{mean['random_auroc']:.3f}, {mean['random_patch_auroc']:.3f}",
+        }
+        page = Page(
+            "The phantom: what single latents know",
+            "Procedural films and their reports; nothing here is of a person. Held-out patients.",
+            facts,
+            concepts,
+            steering,
+        )
+        write_page(page, self.out / "dashboard.html")
+        return {"dashboard": "dashboard.html"}
+
+    def _concept(self, name: str, finding: dict[str, Any]) -> ConceptView:
+        keys = ("latent", "auroc", "label", "patch_latent", "patch_auroc", "pixel_auroc")
+        maps = self._maps(finding["patch_latent"])
+        reference = max(float(grid.max()) for grid in maps.values())
+        names = list(maps)
+        films = []
+        for i in strongest([maps[study].max() for study in names], 6):
+            study = self.known.study(names[i])
+            box = study.frontal.boxes.get(name)
+            films.append(
+                FilmView(
+                    data_url(Image.fromarray(study.frontal.pixels)),
+                    heat(maps[names[i]], reference),
+                    f"{names[i]}: {'has it' if box else 'has it not'}",
+                    tuple(box) if box else None,
+                )
+            )
+        return ConceptView(
+            name.replace("_", " "),
+            {key.replace("_", " "): finding[key] for key in keys},
+            films,
+            self._texts(finding["latent"]),
+        )
+
+    def _texts(self, latent: int, count: int = 3) -> list[TextView]:
+        """Held-out reports in which a latent fires most."""
+        folder = self.activations("text")
+        values = latent_activations(self.sae("text"), folder, [latent])[:, 0].numpy()
+        chosen = (folder.column("role") == "report") & folder.heldout(HELDOUT)
+        studies, ids = folder.column("study"), folder.column("token_id")
+        reference = max(float(values[chosen].max()), 1e-12)
+        texts: list[TextView] = []
+        for row in np.flatnonzero(chosen)[strongest(values[chosen], 200)]:
+            own = chosen & (studies == studies[row])
+            if len(texts) < count and all(text.study != studies[row] for text in texts):
+                words = token_texts(ids[own].tolist(), self.loaded[1].tokenizer)
+                shares = np.round(values[own] / reference, 3).tolist()
+                texts.append(TextView(str(studies[row]), words, shares))
+        return texts
+
+    def _maps(self, latent: int) -> dict[str, np.ndarray]:
+        """By held-out study, the latent on the patches of its frontal film."""
+        folder = self.activations("vision")
+        values = latent_activations(self.sae("vision"), folder, [latent])[:, 0].numpy()
+        side = self.loaded[0].config.patch_grid
+        chosen = np.flatnonzero((folder.column("view") == "frontal") & folder.heldout(HELDOUT))
+        studies = folder.column("study")[chosen[:: side * side]]
+        grids = values[chosen].reshape(-1, side, side)
+        return dict(zip(map(str, studies), grids, strict=True))
+
+    @cached_property
+    def _by_id(self) -> dict[str, Study]:
+        return {study.id: study for study in self.studies}
+
+    @cached_property
+    def _factors(self) -> dict[str, np.ndarray]:
+        return {stream: folder_factors(self.known, self.activations(stream)) for stream in STREAMS}
+
+
+def encoded(sae: MatryoshkaSAE, folder: ActivationFolder, batch: int = 8192) -> Iterator[Tensor]:
+    """Latents of every row of the folder, ``[batch, F]`` at a time."""
+    with torch.no_grad():
+        for start in range(0, folder.n_tokens, batch):
+            stop = min(start + batch, folder.n_tokens)
+            yield sae.encode(folder.rows(sae.config.site, start, stop).to(sae.W_dec))
