@@ -71,6 +71,8 @@ def absorption(
     A dictionary that merely splits the parent into one latent a child looks the same on rows that
     carry one child alone: the parent's rows without the child are then its sibling's. On rows with
     both, an absorbed parent's latent is silent and a sibling's is not: see `silent_with_sibling`.
+    Where a sibling's latent is a better sign of the parent than what absorption leaves of the
+    parent's own, it is chosen as the parent's: the rate is then too low, and only this share tells.
 
     Args:
         latents: activations [n, F]; zero or less is silence unless `silent` says otherwise.

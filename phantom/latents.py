@@ -36,6 +36,11 @@ class Latents(NamedTuple):
         """The latent of every entry."""
         return torch.repeat_interleave(torch.arange(self.n_latents), self.starts.diff())
 
+    def sums(self, numbers: Float[Tensor, " entries"]) -> Float[Tensor, " F"]:
+        """Sum of a number for each entry, by latent, in float64."""
+        out = torch.zeros(self.n_latents, dtype=torch.float64)
+        return out.index_add_(0, self.owner, numbers.double())
+
     def take(self, chosen: Bool[Tensor, " n"]) -> "Latents":
         """The chosen rows, numbered anew."""
         kept = chosen[self.rows.long()]

@@ -62,7 +62,7 @@ def localise(maps: np.ndarray, masks: np.ndarray, threshold: float = 0.5) -> Loc
         1.0
     """
     maps, masks = np.asarray(maps), np.asarray(masks)
-    fits = maps.ndim == masks.ndim == 3 and len(maps) == len(masks)
+    fits = maps.ndim == masks.ndim == 3 and len(maps) == len(masks) and maps.size > 0
     if not fits or any(big % small for big, small in zip(masks.shape, maps.shape, strict=True)):
         raise PhantomError(
             f"maps {maps.shape} and masks {masks.shape} do not fit; give [films, h, w] and "

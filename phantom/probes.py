@@ -77,7 +77,7 @@ def sparse_probes(
     for factor in range(truth.shape[1]):
         probes: dict[int, ProbeScore] = {}
         for k, probe in enumerate(_grow(sides, factor), start=1):
-            probes |= {asked: probe for asked in ks if asked == k or asked > k}
+            probes |= {asked: probe for asked in ks if asked >= k}
             if k == max(ks):
                 break
         found.append({k: probes[k] for k in ks})
@@ -133,27 +133,25 @@ def splitting(
 def _grow(sides: Sides, factor: int) -> Iterator[ProbeScore]:
     """Probes on one latent, on two, and so on while any latent left varies; at least one."""
     truth, test_truth = sides.train_truth[:, factor].double(), sides.test_truth[:, factor]
-    owner, row = sides.train.owner, sides.train.rows.long()
-    values, width = sides.train.values.double(), sides.train.n_latents
-    n = len(truth)
-    mean = torch.bincount(owner, values, minlength=width) / n
-    variance = torch.bincount(owner, values.square(), minlength=width) / n - mean.square()
+    train, n = sides.train, len(truth)
+    row, values = train.rows.long(), train.values.double()
+    mean = train.sums(values) / n
+    variance = train.sums(values.square()) / n - mean.square()
     # Below this, rounding is all that a constant latent's variance consists of.
     varies = variance > 1e-9 * mean.square()
     spread = variance.clamp_min(0).sqrt()
     residual = truth - truth.mean()
     chosen: list[int] = []
     while not chosen or len(chosen) < int(varies.sum()):
-        fit = torch.bincount(owner, values * residual[row], minlength=width) / n
-        fit -= mean * residual.mean()
+        fit = train.sums(values * residual[row]) / n - mean * residual.mean()
         score = torch.where(varies, (fit / spread).abs(), -1.0)
-        score[chosen] = -2.0
+        score.index_fill_(0, torch.tensor(chosen, dtype=torch.long), -2.0)
         chosen.append(int(score.argmax()))
-        train = sides.train.dense(chosen).double()
-        weights, bias = _fit(train, truth)
-        residual = truth - torch.sigmoid(train @ weights + bias)
+        x = train.dense(chosen).double()
+        weights, bias = _fit(x, truth)
+        residual = truth - torch.sigmoid(x @ weights + bias)
         logits = sides.test.dense(chosen).double() @ weights + bias
-        threshold = best_threshold(train @ weights + bias, sides.train_truth[:, factor])
+        threshold = best_threshold(x @ weights + bias, sides.train_truth[:, factor])
         yield ProbeScore(
             latents=tuple(chosen),
             weights=tuple(weights.tolist()),
@@ -188,8 +186,10 @@ def _fit(x: Float[Tensor, "n k"], truth: Float[Tensor, " n"]) -> tuple[Tensor, T
         length = 1.0
         while (after := loss(w - length * step)) > now and length > 1e-6:
             length /= 2  # Newton's step may overshoot; the loss is convex, so a shorter one helps
-        if not now - after > 1e-10:
+        if not after < now:
             break
-        w, now = w - length * step, after
+        w, now, gain = w - length * step, after, now - after
+        if gain < 1e-12:
+            break
     weights = w[:-1] / spread
     return weights, w[-1] - weights @ mean

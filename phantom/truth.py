@@ -210,8 +210,9 @@ def read_truth(folder: Path) -> Truth:
     first = read_folder(folder)[0]
     drawn = truth.study(first.id)
     text = drawn.report.grounded if truth.grounded else drawn.report.findings
-    films = zip(first.films(), drawn.films(), strict=True)
-    same = all(np.array_equal(np.asarray(Image.open(path)), film.pixels) for path, film in films)
+    films = [np.asarray(Image.open(path)) for path in first.films()]
+    again = [film.pixels for film in drawn.films()]
+    same = len(films) == len(again) and all(map(np.array_equal, films, again))
     if not same or text != first.report:
         raise PhantomError(
             f"{first.id} in {folder} differs from what this version draws; it was drawn by "

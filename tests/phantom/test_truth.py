@@ -94,7 +94,7 @@ def test_writing_twice_and_resuming_give_the_same_bytes(tmp_path):
     assert contents(tmp_path / "a") == whole
     write_studies(tmp_path / "b", np.array(SEEDS))
     assert contents(tmp_path / "b") == whole
-    # As after a kill: no manifest, no studies, one film missing, a temporary one left.
+    # As after a kill: no manifest, no studies, one film missing.
     films = sorted((tmp_path / "b" / "films").iterdir())
     kept = films[1].stat().st_mtime_ns
     for path in (tmp_path / "b" / "manifest.json", tmp_path / "b" / "studies.jsonl", films[0]):
