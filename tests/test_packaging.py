@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "sae": {"hooks", "sae"},
     "autointerp": {"hooks", "sae", "autointerp"},
     "steering": {"hooks", "sae", "steering"},
-    "phantom": {"hooks", "phantom"},
+    "phantom": {"hooks", "sae", "phantom"},
     "maira_sae": {"hooks", "sae", "autointerp", "steering", "phantom", "maira_sae"},
 }
 

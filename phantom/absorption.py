@@ -1,0 +1,148 @@
+"""Whether a parent's latent falls silent where a child's latent takes over its direction."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from phantom.factors import PhantomError
+from phantom.latents import Latents, sparse
+from phantom.scores import aurocs, split
+from sae.evaluate import auroc
+
+
+class Absorption(NamedTuple):
+    """How a dictionary treats one parent and one child."""
+
+    rate: float
+    """Share of held-out rows with the child on which the parent is absorbed."""
+    n: int
+    """Held-out rows with the child."""
+    silent_elsewhere: float
+    """Share of held-out rows with the parent but not the child on which the parent's latents are
+    silent: how often they are so for other reasons. 0 if `n_elsewhere` is."""
+    n_elsewhere: int
+    silent_with_sibling: float | None
+    """Share of held-out rows with the child and a sibling on which the parent's latents are
+    silent; None if no siblings were given or no row has both."""
+    parent_latents: tuple[int, ...]
+    child_latent: int
+    parent_auroc: float
+    """Of the parent's first latent on held-out rows without the child: near ½ there is no parent's
+    latent, and the rate means nothing. ½ if one class is missing there."""
+    child_auroc: float
+    """Of the child's latent, for the child among held-out rows with the parent. ½ if one class is
+    missing there."""
+    cosine: float | None
+    """Between the child latent's direction and the parent's probe; None without directions."""
+
+
+def absorption(
+    latents: Tensor | Latents,
+    parent: Bool[Tensor, " n"],
+    child: Bool[Tensor, " n"],
+    heldout: Bool[Tensor, " n"],
+    *,
+    n_parent: int = 1,
+    silent: float = 0.0,
+    siblings: Bool[Tensor, " n"] | None = None,
+    directions: Float[Tensor, "F d"] | None = None,
+    probe: Float[Tensor, " d"] | None = None,
+    least_cosine: float | None = None,
+) -> Absorption:
+    """How often the latent of a factor's child stands in for that of the factor.
+
+    1. The child's latent has the highest AUROC for the child among training rows with the parent,
+       so that it is specific to the child.
+    2. The parent's latents are, of all others, those of highest AUROC for the parent on all
+       training rows.
+    3. A held-out row with the child is absorbed if all the parent's latents are silent (at most
+       `silent`), the child's is active, and, where directions are given, the child latent's
+       direction has a cosine of at least `least_cosine` with the parent's probe.
+
+    This is full absorption after Chanin et al. 2024 (arXiv 2409.14507) and SAEBench
+    (arXiv 2503.09532), with known factors in place of a probe's verdict, the one known child in
+    place of a search for the absorbing latent, and without ablations. The child's latent comes
+    first because, where most of the parent's rows are the child's, the child's latent would else
+    pass for the parent's.
+
+    A dictionary that merely splits the parent into one latent a child looks the same on rows that
+    carry one child alone: the parent's rows without the child are then its sibling's. On rows with
+    both, an absorbed parent's latent is silent and a sibling's is not: see `silent_with_sibling`.
+    Where a sibling's latent is a better sign of the parent than what absorption leaves of the
+    parent's own, it is chosen as the parent's: the rate is then too low, and only this share tells.
+
+    Args:
+        latents: activations [n, F]; zero or less is silence unless `silent` says otherwise.
+        parent: which rows carry the parent.
+        child: which rows carry the child; each carries the parent.
+        heldout: which rows are held out; no patient on both sides.
+        n_parent: how many latents the parent has (see `phantom.probes.splitting`).
+        silent: largest activation that counts as silence.
+        siblings: which rows carry another child of the parent.
+        directions: decoder directions of all latents.
+        probe: the parent's direction in the same space, such as the difference of the means of
+            rows with and without it.
+        least_cosine: None is 2 / √d, two standard deviations of random directions (Chanin et al.
+            use 0.025 in 2304 dimensions, which is 1.2).
+
+    Raises:
+        PhantomError: a child without the parent, no rows to judge by, too few latents, or one of
+            directions and probe without the other.
+    """
+    latents = sparse(latents)
+    if bool((child & ~parent).any()):
+        row = int((child & ~parent).nonzero()[0])
+        raise PhantomError(f"row {row} carries the child but not the parent; mend the truth")
+    if (directions is None) != (probe is None):
+        raise PhantomError("directions and probe go together; give both or neither")
+    if not 1 <= n_parent < latents.n_latents:
+        raise PhantomError(
+            f"{n_parent} latents of the parent and one of the child asked of {latents.n_latents}; "
+            "give more latents"
+        )
+    sides = split(latents, torch.stack([parent, child], 1), heldout)
+    inside = sides.train_truth[:, 0]
+    specific = aurocs(sides.train.take(inside), sides.train_truth[inside, 1:])[:, 0]
+    if specific.isnan().any():
+        raise PhantomError("every training row with the parent has the child; give other children")
+    child_latent = int(specific.argmax())
+    general = aurocs(sides.train, sides.train_truth[:, :1])[:, 0]
+    general[child_latent] = -1
+    parents = general.topk(n_parent).indices.tolist()
+
+    is_parent, is_child = sides.test_truth.T
+    values = sides.test.dense([child_latent, *parents])
+    quiet = (values[:, 1:] <= silent).all(1)
+    absorbed = quiet & (values[:, 0] > silent)
+    cosine = None
+    if directions is not None and probe is not None:
+        direction = directions[child_latent].detach().cpu().float()
+        cosine = float(F.cosine_similarity(direction, probe.detach().cpu().float(), dim=0))
+        least = 2 / len(direction) ** 0.5 if least_cosine is None else least_cosine
+        absorbed &= cosine >= least
+    elsewhere = is_parent & ~is_child
+    both = is_child & siblings[heldout] if siblings is not None else torch.zeros_like(is_child)
+    return Absorption(
+        rate=_share(absorbed, is_child),
+        n=int(is_child.sum()),
+        silent_elsewhere=_share(quiet, elsewhere),
+        n_elsewhere=int(elsewhere.sum()),
+        silent_with_sibling=_share(quiet, both) if both.any() else None,
+        parent_latents=tuple(parents),
+        child_latent=child_latent,
+        parent_auroc=_area(values[~is_child, 1], is_parent[~is_child]),
+        child_auroc=_area(values[is_parent, 0], is_child[is_parent]),
+        cosine=cosine,
+    )
+
+
+def _share(event: Tensor, among: Tensor) -> float:
+    n = int(among.sum())
+    return int((event & among).sum()) / n if n else 0.0
+
+
+def _area(values: Tensor, truth: Tensor) -> float:
+    return float(auroc(values[:, None], truth).nan_to_num(0.5)[0])
