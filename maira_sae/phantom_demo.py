@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from phantom.localisation import localise
-from phantom.scores import LatentScore, best_latents, gather, heldout_rows, pool
-from phantom.truth import Truth, folder_factors, read_truth, write_studies
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +21,6 @@ from autointerp import (
     LabelConfig,
     label_latents,
     latent_activations,
-    reference_activation,
 )
 from autointerp.dashboard import (
     ConceptView,
@@ -47,9 +43,13 @@ from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from phantom import LABELS
+from phantom.latent_scores import LatentScore, best_latents
+from phantom.latents import gather, heldout_rows, pool
+from phantom.localisation import localise
 from phantom.model import WEIGHTS, load
+from phantom.tables import folder_factors
+from phantom.truth import Truth, read_truth, write_studies
 from sae import MatryoshkaSAE, TrainConfig, random_dictionary
-from steering import Edit, compare
 
 STREAMS = ("text", "vision")
 FIRST_SEED = 500_000_000
@@ -273,6 +273,9 @@ class PhantomDemo(Demo):
             },
         }
 
+    def steer(self) -> dict[str, Any]:
+        raise NotImplementedError
+
     def page(self) -> dict[str, Any]:
         """`dashboard.html`, of everything above."""
         concepts = [
@@ -372,3 +375,45 @@ def encoded(sae: MatryoshkaSAE, folder: ActivationFolder, batch: int = 8192) -> 
         for start in range(0, folder.n_tokens, batch):
             stop = min(start + batch, folder.n_tokens)
             yield sae.encode(folder.rows(sae.config.site, start, stop).to(sae.W_dec))
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print a summary as tables."""
+    demo.show(summary, console)
+    columns = ("finding", "latent", "AUROC", "random", "label", "patch AUROC", "random", "pixels")
+    table = Table(*columns, title="Best single latent of each finding, held-out patients")
+    for name, finding in summary["findings"].items():
+        table.add_row(
+            name.replace("_", " "),
+            str(finding["latent"]),
+            f"{finding['auroc']:.3f}",
+            f"{finding['random_auroc']:.3f}",
+            finding["label"] or "no clear concept",
+            f"{finding['patch_auroc']:.3f}",
+            f"{finding['random_patch_auroc']:.3f}",
+            f"{finding['pixel_auroc']:.3f}",
+        )
+    mean = summary["mean_over_findings"]
+    table.add_section()
+    table.add_row(
+        "mean",
+        "",
+        f"{mean['auroc']:.3f}",
+        f"{mean['random_auroc']:.3f}",
+        "",
+        f"{mean['patch_auroc']:.3f}",
+        f"{mean['random_patch_auroc']:.3f}",
+    )
+    console.print(table)
+    vision = summary["vision_quality"]
+    console.print(
+        f"vision SAE at {vision['site']}: FVU {vision['fvu']:.4f}, L0 {vision['l0']:.1f}, dead "
+        f"{vision['dead_fraction']:.2%}"
+    )
+    for edit in summary["steering"]["edits"]:
+        console.print(
+            f"[bold]Steering[/] {edit['finding'].replace('_', ' ')} {edit['direction']}: stated in "
+            f"{edit['said_before']:.0%} of {edit['n']} reports before, {edit['said_after']:.0%} "
+            f"after, {edit['said_control']:.0%} under another latent"
+        )
+    demo.show_seconds(summary, console)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phantom.factors import PhantomError
+from phantom.latent_scores import aurocs, split
 from phantom.latents import Latents, sparse
-from phantom.scores import aurocs, split
 from sae.evaluate import auroc
 
 

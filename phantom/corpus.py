@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -36,6 +36,8 @@ class Example:
     """Tokens of the prompt; those that follow are learned."""
     films: tuple[int, ...]
     """Rows of `Corpus.pixels`, in the order of the prompt."""
+    grounded: bool
+    """Whether the report has boxes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def make_corpus(seeds: Sequence[int], choose: Choose, workers: int = 2) -> Corpu
     for part in parts_:
         for example in part.examples:
             films = tuple(first + film for film in example.films)
-            examples.append(Example(example.ids, example.prompt, films))
+            examples.append(replace(example, films=films))
         first += len(part.pixels)
 
     def joined(name: str) -> np.ndarray:
@@ -120,7 +122,7 @@ def _example(
         assistant_text=report.grounded if grounded else report.findings,
     )
     first = int(np.argmax(tokens.of_role(Role.REPORT, Role.GROUNDING)))
-    return Example(tokens.ids, first, films)
+    return Example(tokens.ids, first, films, grounded)
 
 
 def _shares(film: Film) -> np.ndarray:

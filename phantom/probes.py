@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phantom.factors import PhantomError
+from phantom.latent_scores import Sides, best_threshold, f1, split
 from phantom.latents import Latents
-from phantom.scores import Sides, best_threshold, f1, split
 from sae.evaluate import auroc
 
 MARGIN = 0.03

@@ -13,7 +13,7 @@ from phantom.encoder import EncoderConfig, Reader
 from phantom.model import build, load, processor
 from phantom.reports import read_report
 from phantom.score import _f1, _seen, write_reports
-from phantom.train import QUICK, PhantomTrainConfig, train, train_language
+from phantom.train import QUICK, Pass, PhantomTrainConfig, train, train_language
 
 
 def ignore(_):
@@ -51,8 +51,8 @@ def test_the_language_stage_leaves_the_encoder_alone(corpus):
     model, words = build(0), processor()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     features = encoder.encode(model.model.vision_tower, corpus.pixels, words)
-    config = PhantomTrainConfig(steps=2, batch=4)
-    train_language(model, corpus.examples, features, config, ignore)
+    config = PhantomTrainConfig(batch=4)
+    train_language(model, corpus.examples, features, Pass(2, 1e-3), config, ignore)
     changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
     assert not any("vision_tower" in name for name in changed)
     assert any("multi_modal_projector" in name for name in changed)

@@ -11,10 +11,18 @@ from hypothesis.extra.numpy import arrays
 
 from phantom import PhantomError, Truth
 from phantom.absorption import absorption
+from phantom.latent_scores import (
+    assign,
+    aurocs,
+    best_latents,
+    best_threshold,
+    f1,
+    match_latents,
+    scorable,
+)
 from phantom.latents import gather, heldout_rows, pool
 from phantom.localisation import localise
 from phantom.probes import sparse_probes, splitting
-from phantom.scores import assign, aurocs, best_latents, best_threshold, f1, match_latents, scorable
 from sae import auroc
 
 WIDTH, N_FACTORS = 32, 6
@@ -133,7 +141,7 @@ def test_aurocs_are_the_same_in_blocks(world, monkeypatch):
     _, _, truth, _ = world
     latents = random_latents(len(truth), 9)
     whole = aurocs(latents, truth)
-    monkeypatch.setattr("phantom.scores._BLOCK", 3000)
+    monkeypatch.setattr("phantom.latent_scores._BLOCK", 3000)
     torch.testing.assert_close(aurocs(latents, truth), whole)
 
 
