@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ LOSSES = {
 """Every loss there is, by stage, with the parts that it trains."""
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True)
+class Pass:
     """One cosine of stage two."""
 
     steps: int
@@ -54,8 +55,8 @@ class PhantomTrainConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     gate: float = 0.85
     """F1 that the encoder's patches must reach on every finding (`encoder.encoder_f1`)."""
-    language: Pass = Pass(steps=8_000, lr=1.3e-3)
-    boxes: Pass = Pass(steps=1_000, lr=6e-4)
+    language: Pass = field(default_factory=lambda: Pass(steps=8_000, lr=1.3e-3))
+    boxes: Pass = field(default_factory=lambda: Pass(steps=1_000, lr=6e-4))
     """A second pass over grounded studies and half as many others: places take longest to learn."""
     batch: int = 8
     weight_decay: float = 0.02

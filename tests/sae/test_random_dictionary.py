@@ -1,0 +1,22 @@
+"""The baseline of random directions fires as often as the dictionary it stands beside."""
+
+import torch
+
+from sae import MatryoshkaSAE, SAEConfig, random_dictionary
+
+
+def test_random_directions_with_the_same_l0():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 12, generator=generator) + 3
+    sae = MatryoshkaSAE(SAEConfig(d_model=12, n_latents=64, k=6), seed=1)
+    with torch.no_grad():
+        sae.b_dec.copy_(x.mean(0))
+        sae.threshold.fill_(0.9)
+    random = random_dictionary(sae, x, seed=5)
+    assert random.config == sae.config
+    assert torch.equal(random.b_dec, sae.b_dec)
+    assert not torch.equal(random.W_dec, sae.W_dec)
+    assert (random.encode(x) > 0).sum() == (sae.encode(x) > 0).sum()
+    again = random_dictionary(sae, x, seed=5)
+    assert torch.equal(again.W_enc, random.W_enc)
+    assert torch.equal(again.threshold, random.threshold)
