@@ -87,9 +87,9 @@ def sentence_factors(findings: str) -> np.ndarray:
         PhantomError: a sentence is not of the language.
 
     Example:
-        >>> said = sentence_factors("possible endotracheal tube . no pneumothorax .")
+        >>> said = sentence_factors("endotracheal tube is seen . no pneumothorax .")
         >>> [[name for name, on in zip(FACTORS, row) if on] for row in said]
-        [['device', 'tube'], []]
+        [['endotracheal_tube', 'device', 'tube'], []]
     """
     out = []
     words: list[str] = []
