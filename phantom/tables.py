@@ -34,8 +34,8 @@ HIERARCHY: tuple[tuple[str, str], ...] = (("device", "tube"), ("tube", "endotrac
 GRID = FILM_SIZE // PATCH_SIZE
 """Patches along each side of a film, as the mini model reads it."""
 CARRIES = 0.05
-"""Least share of a patch that a finding covers for the patch to carry it. A tube, the thinnest
-finding, covers 7 % of its best patch at least."""
+"""Least share of a patch that a finding covers for the patch to carry it. A nasogastric tube, the
+thinnest finding, covered 7 % of its best patch at least, on 85 frontal films."""
 
 _BELONGS = np.array([[label in MEMBERS[factor] for label in LABELS] for factor in FACTORS])
 
@@ -87,9 +87,9 @@ def sentence_factors(findings: str) -> np.ndarray:
         PhantomError: a sentence is not of the language.
 
     Example:
-        >>> said = sentence_factors("possible endotracheal tube . no pneumothorax .")
+        >>> said = sentence_factors("endotracheal tube is seen . no pneumothorax .")
         >>> [[name for name, on in zip(FACTORS, row) if on] for row in said]
-        [['device', 'tube'], []]
+        [['endotracheal_tube', 'device', 'tube'], []]
     """
     out = []
     words: list[str] = []
@@ -222,7 +222,7 @@ def folder_factors(
     sequence = folder.column("sequence")
     cuts = [0, *(np.flatnonzero(np.diff(sequence)) + 1), len(sequence)]
     for start, stop in pairwise(cuts):
-        study = truth.study(names[start])
+        study = truth.study(str(names[start]))
         own = tokens.take(slice(start, stop))
         out[start:stop] = token_factors(study, own, threshold, grid)
     return out
