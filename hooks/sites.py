@@ -162,7 +162,9 @@ def rewrite(site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = site.module.register_forward_hook(hook)
+    # First of all hooks: transformers collects the hidden states that a vision backbone's feature
+    # maps are made of in a hook of its own, which must see the changed value.
+    handle = site.module.register_forward_hook(hook, prepend=True)
     try:
         yield
     finally:

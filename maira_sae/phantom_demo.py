@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from autointerp import (
     LabelConfig,
     label_latents,
     latent_activations,
+    reference_activation,
 )
 from autointerp.dashboard import (
     ConceptView,
@@ -42,14 +43,17 @@ from hooks.store import ActivationFolder
 from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
-from phantom import LABELS
+from phantom import LABELS, Film, PhantomStudy, read_report
 from phantom.latent_scores import LatentScore, best_latents
-from phantom.latents import gather, heldout_rows, pool
+from phantom.latents import gather
 from phantom.localisation import localise
 from phantom.model import WEIGHTS, load
+from phantom.score import write_reports
 from phantom.tables import folder_factors
-from phantom.truth import Truth, read_truth, write_studies
+from phantom.truth import Truth, id_of, read_truth, write_studies
 from sae import MatryoshkaSAE, TrainConfig, random_dictionary
+from steering import Edit, steered
+from steering.edits import Mode
 
 STREAMS = ("text", "vision")
 FIRST_SEED = 500_000_000
@@ -64,16 +68,19 @@ class PhantomDemoConfig:
     text_site: str = "llm.3.resid_post"
     vision_site: str = "vision.3.resid_post"
     batch: int = 2048
-    steps: int = 600
-    k: int = 14
+    steps: int = 500
+    text_k: int = 14
+    vision_k: int = 8
     expansion: int = 8
     n_loss_studies: int = 100
     """Held-out studies on which cross-entropy is measured."""
     n_score: int = 200
     """Held-out sentences a label is scored on."""
+    turned_on: str = "effusion_left"
+    turned_off: str = "cardiomegaly"
     n_steered: int = 20
     """Held-out studies on which an edit is tried."""
-    strength: float = 1.5
+    strength: float = 2.0
     """Of the edit that turns a finding on, in units of the latent's 99th percentile."""
     seed: int = 0
 
@@ -149,15 +156,16 @@ class PhantomDemo(Demo):
         }
 
     def train(self) -> dict[str, Any]:
-        text = self._fit("text", self.config.text_site)
-        return {**text, "vision": self._fit("vision", self.config.vision_site)}
+        c = self.config
+        text = self._fit("text", c.text_site, c.text_k)
+        return {**text, "vision": self._fit("vision", c.vision_site, c.vision_k)}
 
-    def _fit(self, stream: str, site: str) -> dict[str, Any]:
+    def _fit(self, stream: str, site: str, k: int) -> dict[str, Any]:
         c = self.config
         config = TrainConfig(
             site=site,
             expansion=c.expansion,
-            k=c.k,
+            k=k,
             steps=c.steps,
             batch=c.batch,
             lr=2e-3,
@@ -187,10 +195,11 @@ class PhantomDemo(Demo):
         }
 
     def truth(self) -> dict[str, Any]:
-        """Best single latent of each finding, on report tokens and on patches, held out."""
+        """Best single latent of each finding, in reports and on patches, of held-out patients."""
         text = self._score(self.sae("text"), "text")
         vision = self._score(self.sae("vision"), "vision")
         noise = {stream: self._score(self._random(stream), stream) for stream in STREAMS}
+        maps = self._maps([score.latent for score in vision])
         findings = {}
         for i, label in enumerate(LABELS):
             findings[label] = {
@@ -199,7 +208,7 @@ class PhantomDemo(Demo):
                 "latent": text[i].latent,
                 "patch_auroc": vision[i].auroc,
                 "patch_latent": vision[i].latent,
-                "pixel_auroc": self._localise(label, vision[i].latent),
+                "pixel_auroc": self._localise(label, maps[vision[i].latent]),
                 "random_auroc": noise["text"][i].auroc,
                 "random_patch_auroc": noise["vision"][i].auroc,
             }
@@ -222,32 +231,28 @@ class PhantomDemo(Demo):
         return random_dictionary(sae, x, seed=self.config.seed)
 
     def _score(self, sae: MatryoshkaSAE, stream: str) -> list[LatentScore]:
-        """Report sentences and image patches are the rows that are scored."""
-        folder = self.activations(stream)
-        carried = torch.from_numpy(self._factors[stream][:, : len(LABELS)])
-        latents = gather(encoded(sae, folder))
-        patients = folder.column("patient")
-        if stream == "text":
-            report = folder.column("role") == "report"
-            numbers = zip(
-                folder.column("study")[report], folder.column("sentence")[report], strict=True
-            )
-            rows = torch.from_numpy(report)
-            names = [f"{study} {int(sentence)}" for study, sentence in numbers]
-            pooled = pool(latents.take(rows), carried[rows], names)
-            latents, carried = pooled.latents, pooled.truth
-            patients = [name.split()[0] for name in pooled.groups]
-        return best_latents(latents, carried, heldout_rows(patients, HELDOUT))
+        """Best latents over image patches, or over the full stops of report sentences.
 
-    def _localise(self, label: str, latent: int) -> float:
-        """Pixel AUROC of a latent's map against the masks of held-out frontal films."""
-        maps, masks = [], []
-        for study, grid in self._maps(latent).items():
-            film = self.known.study(study).frontal
-            if label in film.masks:
-                maps.append(grid)
-                masks.append(film.masks[label])
-        return localise(np.stack(maps), np.stack(masks)).pixel_auroc.value
+        A full stop is the same token in every report: what a latent tells there of the sentence
+        it ends, it does not have from the word.
+        """
+        folder = self.activations(stream)
+        rows = np.ones(folder.n_tokens, dtype=bool)
+        if stream == "text":
+            stop = self.loaded[1].tokenizer.convert_tokens_to_ids(".")
+            rows = (folder.column("role") == "report") & (folder.column("token_id") == stop)
+        chosen = torch.from_numpy(rows)
+        latents = gather(encoded(sae, folder, chosen))
+        carried = torch.from_numpy(self._factors[stream][rows, : len(LABELS)])
+        heldout = torch.from_numpy(folder.heldout(HELDOUT)[rows])
+        return best_latents(latents, carried, heldout)
+
+    def _localise(self, label: str, maps: dict[str, np.ndarray]) -> float:
+        """Pixel AUROC of a latent's maps against the masks of the held-out films that have it."""
+        films = {name: film for name, film in self._frontals.items() if label in film.masks}
+        shown = np.stack([maps[name] for name in films])
+        masks = np.stack([film.masks[label] for film in films.values()])
+        return localise(shown, masks).pixel_auroc.value
 
     def label(self) -> dict[str, Any]:
         findings = self.results["truth"]["findings"]
@@ -274,13 +279,56 @@ class PhantomDemo(Demo):
         }
 
     def steer(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Turn one finding on and one off, by its patch latent, on held-out frontal films.
+
+        Each edit stands beside the same edit of a latent of another finding.
+        """
+        c = self.config
+        findings = self.results["truth"]["findings"]
+        heldout = [s for s in self.studies if s.split(HELDOUT) == "heldout"]
+        drawn = [self.known.study(study.id) for study in heldout[: 12 * c.n_steered]]
+        alone = [study for study in drawn if len(study.films()) == 1]
+        edits, examples = [], []
+        for name, direction, control, mode, strength in (
+            (c.turned_on, "on", c.turned_off, "add", c.strength),
+            (c.turned_off, "off", c.turned_on, "clamp", 0.0),
+        ):
+            studies = [s for s in alone if (name in s.factors.present) == (direction == "off")]
+            studies = studies[: c.n_steered]
+            edit, other = (
+                self._edit(findings[finding]["patch_latent"], strength, mode)
+                for finding in (name, control)
+            )
+            before, after = self._reports(studies, []), self._reports(studies, [edit])
+            record = {"finding": name, "direction": direction, "n": len(studies), **asdict(edit)}
+            record["said_before"] = _stated(name, before)
+            record["said_after"] = _stated(name, after)
+            record["said_control"] = _stated(name, self._reports(studies, [other]))
+            edits.append(record)
+            examples += [
+                {"finding": name, "direction": direction, "study": id_of(study.seed)}
+                | {"before": was, "after": now}
+                for study, was, now in zip(studies[:3], before, after, strict=False)
+            ]
+        first = {**edits[0], **examples[0]}
+        return {"steering": {**first, "edits": edits}, "steering_examples": examples}
+
+    def _edit(self, latent: int, strength: float, mode: Mode) -> Edit:
+        sae, folder = self.sae("vision"), self.activations("vision")
+        return Edit(latent, strength, reference_activation(sae, folder, latent), mode)
+
+    def _reports(self, studies: Sequence[PhantomStudy], edits: Sequence[Edit]) -> list[str]:
+        model, processor = self.loaded
+        with steered(model, self.sae("vision"), edits):
+            return write_reports(model, processor, studies)
 
     def page(self) -> dict[str, Any]:
         """`dashboard.html`, of everything above."""
+        findings = self.results["label"]["findings"]
+        maps = self._maps([finding["patch_latent"] for finding in findings.values()])
         concepts = [
-            self._concept(name, finding)
-            for name, finding in self.results["label"]["findings"].items()
+            self._concept(name, finding, maps[finding["patch_latent"]])
+            for name, finding in findings.items()
         ]
         steering = [
             SteeringView(
@@ -310,18 +358,19 @@ class PhantomDemo(Demo):
         write_page(page, self.out / "dashboard.html")
         return {"dashboard": "dashboard.html"}
 
-    def _concept(self, name: str, finding: dict[str, Any]) -> ConceptView:
+    def _concept(
+        self, name: str, finding: dict[str, Any], maps: dict[str, np.ndarray]
+    ) -> ConceptView:
         keys = ("latent", "auroc", "label", "patch_latent", "patch_auroc", "pixel_auroc")
-        maps = self._maps(finding["patch_latent"])
         reference = max(float(grid.max()) for grid in maps.values())
         names = list(maps)
         films = []
         for i in strongest([maps[study].max() for study in names], 6):
-            study = self.known.study(names[i])
-            box = study.frontal.boxes.get(name)
+            film = self._frontals[names[i]]
+            box = film.boxes.get(name)
             films.append(
                 FilmView(
-                    data_url(Image.fromarray(study.frontal.pixels)),
+                    data_url(Image.fromarray(film.pixels)),
                     heat(maps[names[i]], reference),
                     f"{names[i]}: {'has it' if box else 'has it not'}",
                     tuple(box) if box else None,
@@ -350,15 +399,25 @@ class PhantomDemo(Demo):
                 texts.append(TextView(str(studies[row]), words, shares))
         return texts
 
-    def _maps(self, latent: int) -> dict[str, np.ndarray]:
-        """By held-out study, the latent on the patches of its frontal film."""
+    def _maps(self, latents: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
+        """Each latent on the patches of every held-out study's frontal film, by study."""
         folder = self.activations("vision")
-        values = latent_activations(self.sae("vision"), folder, [latent])[:, 0].numpy()
         side = self.loaded[0].config.patch_grid
         chosen = np.flatnonzero((folder.column("view") == "frontal") & folder.heldout(HELDOUT))
-        studies = folder.column("study")[chosen[:: side * side]]
-        grids = values[chosen].reshape(-1, side, side)
-        return dict(zip(map(str, studies), grids, strict=True))
+        studies = [str(study) for study in folder.column("study")[chosen[:: side * side]]]
+        latents = list(dict.fromkeys(latents))
+        values = latent_activations(self.sae("vision"), folder, latents).numpy()[chosen]
+        grids = values.T.reshape(len(latents), len(studies), side, side)
+        return {
+            latent: dict(zip(studies, grid, strict=True))
+            for latent, grid in zip(latents, grids, strict=True)
+        }
+
+    @cached_property
+    def _frontals(self) -> dict[str, Film]:
+        """The frontal films of held-out studies, drawn again for their masks."""
+        names = [study.id for study in self.studies if study.split(HELDOUT) == "heldout"]
+        return {name: self.known.study(name).frontal for name in names}
 
     @cached_property
     def _by_id(self) -> dict[str, Study]:
@@ -369,12 +428,21 @@ class PhantomDemo(Demo):
         return {stream: folder_factors(self.known, self.activations(stream)) for stream in STREAMS}
 
 
-def encoded(sae: MatryoshkaSAE, folder: ActivationFolder, batch: int = 8192) -> Iterator[Tensor]:
-    """Latents of every row of the folder, ``[batch, F]`` at a time."""
+def _stated(name: str, reports: Sequence[str]) -> float:
+    """Share of reports that state a finding."""
+    return float(np.mean([name in read_report(text).findings.seen for text in reports]))
+
+
+def encoded(
+    sae: MatryoshkaSAE, folder: ActivationFolder, chosen: Tensor, batch: int = 8192
+) -> Iterator[Tensor]:
+    """Latents of the chosen rows of the folder, at most ``[batch, F]`` at a time."""
     with torch.no_grad():
         for start in range(0, folder.n_tokens, batch):
             stop = min(start + batch, folder.n_tokens)
-            yield sae.encode(folder.rows(sae.config.site, start, stop).to(sae.W_dec))
+            kept = chosen[start:stop]
+            if kept.any():
+                yield sae.encode(folder.rows(sae.config.site, start, stop)[kept].to(sae.W_dec))
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

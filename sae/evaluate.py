@@ -19,7 +19,7 @@ from hooks.roles import Role
 from hooks.sites import resolve_site, rewrite
 from hooks.store import ActivationFolder
 from hooks.studies import Study
-from sae.model import MatryoshkaSAE, kth_largest
+from sae.model import MatryoshkaSAE
 
 
 class CrossEntropy(NamedTuple):
@@ -203,11 +203,13 @@ def random_dictionary(
 ) -> MatryoshkaSAE:
     """A dictionary of random directions: what a method finds without any learning.
 
-    Shape, site and decoder bias are those of ``sae``; the threshold is the one at which both have
-    the same L0 on ``x``.
+    Shape, site and decoder bias are those of ``sae``. Every latent fires on the same share of
+    ``x``, so that both have the same L0 there: with one threshold for all, the directions that
+    happen to lie along the largest variance would fire almost everywhere and the rest never.
     """
     random = MatryoshkaSAE(sae.config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
     random.b_dec.copy_(sae.b_dec)
-    active = int((sae.encode(x) > 0).sum())
-    random.threshold.copy_(kth_largest(random.pre_activations(x), active + 1))
+    active = round(float((sae.encode(x) > 0).sum()) / sae.config.n_latents)
+    scores = (x - random.b_dec) @ random.W_enc
+    random.b_enc.copy_(-scores.kthvalue(len(x) - active, dim=0).values)
     return random.eval()

@@ -94,6 +94,16 @@ def test_rewrite_changes_what_flows_on(model, inputs):
     assert not torch.allclose(zeroed, same)
 
 
+@torch.no_grad()
+def test_a_rewrite_at_every_site_reaches_the_logits(model, inputs):
+    """Also at the last vision layer, whose output transformers collects in a hook of its own."""
+    plain = model(**inputs).logits
+    for name in site_names(model):
+        with rewrite(resolve_site(model, name), lambda value: value + 3 * value.std()):
+            assert not torch.allclose(model(**inputs).logits, plain), name
+        assert torch.equal(model(**inputs).logits, plain)
+
+
 def test_tuple_outputs_are_unwrapped():
     assert output_tensor((torch.ones(1), None)).item() == 1
 
