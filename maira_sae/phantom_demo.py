@@ -289,10 +289,11 @@ class PhantomDemo(Demo):
         drawn = [self.known.study(study.id) for study in heldout[: 12 * c.n_steered]]
         alone = [study for study in drawn if len(study.films()) == 1]
         edits, examples = [], []
-        for name, direction, control, mode, strength in (
+        tried: tuple[tuple[str, str, str, Mode, float], ...] = (
             (c.turned_on, "on", c.turned_off, "add", c.strength),
             (c.turned_off, "off", c.turned_on, "clamp", 0.0),
-        ):
+        )
+        for name, direction, control, mode, strength in tried:
             studies = [s for s in alone if (name in s.factors.present) == (direction == "off")]
             studies = studies[: c.n_steered]
             edit, other = (
@@ -373,7 +374,7 @@ class PhantomDemo(Demo):
                     data_url(Image.fromarray(film.pixels)),
                     heat(maps[names[i]], reference),
                     f"{names[i]}: {'has it' if box else 'has it not'}",
-                    tuple(box) if box else None,
+                    (box.x0, box.y0, box.x1, box.y1) if box else None,
                 )
             )
         return ConceptView(

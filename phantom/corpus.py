@@ -69,10 +69,13 @@ def make_corpus(seeds: Sequence[int], choose: Choose, workers: int = 2) -> Corpu
             examples.append(replace(example, films=films))
         first += len(part.pixels)
 
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts_])
-
-    return Corpus(*map(joined, ("pixels", "coverage", "boxes", "states")), examples)
+    return Corpus(
+        pixels=np.concatenate([part.pixels for part in parts_]),
+        coverage=np.concatenate([part.coverage for part in parts_]),
+        boxes=np.concatenate([part.boxes for part in parts_]),
+        states=np.concatenate([part.states for part in parts_]),
+        examples=examples,
+    )
 
 
 def _chunk(seeds: Sequence[int], choose: Choose) -> Corpus:
@@ -159,5 +162,5 @@ EASY = ("cardiomegaly", "pacemaker", "endotracheal_tube")
 
 def easy(seed: int) -> PhantomStudy:
     """Single frontal films with at most the three easy findings, each in half of the studies."""
-    rates = dict.fromkeys(EASY, 0.5)
+    rates: dict[str, float] = dict.fromkeys(EASY, 0.5)
     return sample_study(seed, sampler="independent", rate=rates, lateral=False, prior=False)

@@ -89,7 +89,7 @@ def train(config: PhantomTrainConfig, out: Path, choose: Choose = mixed) -> dict
     log(f"{config.n_studies} studies, {len(corpus.pixels)} films drawn")
     model, words = build(config.seed), processor()
     tower = model.model.vision_tower
-    reader = Reader(model.config.vision_config.hidden_size)
+    reader = Reader(tower.config.hidden_size)
     encoder.initialise(tower, normalised(corpus.pixels[:1500], words))
     curve = encoder.train_encoder(tower, reader, corpus, words, config.encoder, log)
     fresh = make_corpus(range(GATE_SEEDS, GATE_SEEDS + 1000), choose)
