@@ -38,7 +38,7 @@ def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str
 
     A text counts a word once. Empty when no word is :data:`LEAST_Z` standard errors commoner.
 
-    >>> distinctive_words(["left effusion is seen"] * 9, ["no nodule is seen"] * 9)
+    >>> distinctive_words(["left effusion is seen"] * 30, ["no nodule is seen"] * 30)
     ['left', 'effusion']
     """
     one, two = ([set(words_of(text)) for text in texts] for texts in (inside, outside))
