@@ -6,7 +6,7 @@ run that was killed continues at the first missing part and ends with the same b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,24 @@ def harvest(
     FolderError
         If ``out`` holds something else.
     """
-    if not studies:
-        raise StudyError("there are no studies to harvest; give at least one")
+    record = harvest_record(model, studies, config)
+    part_rows = _parts(model, processor, studies, config)
+    writer = ActivationWriter(out, record)
+    if is_sealed(out):
+        return ActivationFolder(out)
+    names = record["harvest"]["sites"]
+    n_parts = -(-len(studies) // config.studies_per_part)
+    for part in track(range(n_parts), "harvest", total=n_parts):
+        if not writer.has(part):
+            writer.write(part, part_rows(part), names)
+    writer.seal(n_parts, sites=names, **record)
+    return ActivationFolder(out)
+
+
+def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) -> dict[str, Any]:
+    """What decides the rows of a harvest, as JSON: its config, the model and the studies."""
     sites = resolve_sites(model, config.sites)
-    if processor.patches_per_image != model.config.image_seq_length:
-        raise ConfigError(
-            f"the processor makes {processor.patches_per_image} tokens of a film, the model takes "
-            f"{model.config.image_seq_length}; load both from one checkpoint"
-        )
-    record = {
+    return {
         "harvest": {**asdict(config), "sites": [site.name for site in sites]},
         "model": {
             "id": str(model.config._name_or_path),
@@ -100,24 +109,44 @@ def harvest(
         },
         "studies_sha256": fingerprint([study.model_dump(mode="json") for study in studies]),
     }
-    kept = _kept_roles(config.policy, sites)
-    writer = ActivationWriter(out, record)
-    if is_sealed(out):
-        return ActivationFolder(out)
 
-    size = config.studies_per_part
-    n_parts = -(-len(studies) // size)
+
+def harvest_rows(
+    model: Any, processor: Maira2Processor, studies: Sequence[Study], config: HarvestConfig
+) -> Iterator[StudyRows]:
+    """The rows of one study after another, computed a part at a time; nothing is written.
+
+    Raises what :func:`harvest` raises, but for folders.
+    """
+    part_rows = _parts(model, processor, studies, config)
+    for part in range(-(-len(studies) // config.studies_per_part)):
+        yield from part_rows(part)
+
+
+def _parts(
+    model: Any, processor: Maira2Processor, studies: Sequence[Study], config: HarvestConfig
+) -> Callable[[int], list[StudyRows]]:
+    """A function from the number of a part to its rows."""
+    if not studies:
+        raise StudyError("there are no studies to harvest; give at least one")
+    sites = resolve_sites(model, config.sites)
+    if processor.patches_per_image != model.config.image_seq_length:
+        raise ConfigError(
+            f"the processor makes {processor.patches_per_image} tokens of a film, the model takes "
+            f"{model.config.image_seq_length}; load both from one checkpoint"
+        )
+    kept = _kept_roles(config.policy, sites)
     runner = PromptRunner(model, processor, config.batch_tokens)
     if processor.hub_processor is not None:
         encode_study(processor, studies[0])  # compares the two prompts
-    names = [site.name for site in sites]
-    for part in track(range(n_parts), "harvest", total=n_parts):
-        if not writer.has(part):
-            chunk = studies[part * size : (part + 1) * size]
-            prompts = [runner.prompt(i, study) for i, study in enumerate(chunk, part * size)]
-            writer.write(part, _rows(runner, sites, prompts, kept, config), names)
-    writer.seal(n_parts, sites=names, **record)
-    return ActivationFolder(out)
+    size = config.studies_per_part
+
+    def rows(part: int) -> list[StudyRows]:
+        chunk = studies[part * size : (part + 1) * size]
+        prompts = [runner.prompt(i, study) for i, study in enumerate(chunk, part * size)]
+        return _rows(runner, sites, prompts, kept, config)
+
+    return rows
 
 
 def _kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.roles import Role
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
+from sae.stream import Batch
 
 
 class Quality(NamedTuple):
@@ -66,6 +69,32 @@ class QualityMeter:
             dead_fraction=float((self.fired == 0).double().mean()),
             firing_rates=rates.float(),
         )
+
+
+@torch.no_grad()
+def measure_by_role(
+    sae: MatryoshkaSAE, site: str, batches: Iterable[Batch], limit: int | None = None
+) -> tuple[Quality, dict[str, Quality]]:
+    """:class:`Quality` of ``sae`` at inference on the first ``limit`` rows, overall and by role.
+
+    The variance of a role's FVU is about the mean of that role's own rows.
+    """
+    shape = (sae.config.d_model, sae.config.n_latents)
+    every, roles = QualityMeter(*shape), {}
+    for batch in batches:
+        left = None if limit is None else limit - every.n
+        x, role = batch.x[site][:left].to(sae.W_dec), batch.roles[:left]
+        z = sae.encode(x)
+        reconstruction = sae.decode(z)
+        every.update(x, reconstruction, z)
+        for one in Role:
+            own = (role == int(one)).to(x.device)
+            if own.any():
+                meter = roles.setdefault(one.name.lower(), QualityMeter(*shape))
+                meter.update(x[own], reconstruction[own], z[own])
+        if every.n == limit:
+            break
+    return every.compute(), {name: meter.compute() for name, meter in roles.items()}
 
 
 @torch.no_grad()

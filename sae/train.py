@@ -1,190 +1,148 @@
-"""Training a Matryoshka BatchTopK SAE on an activation folder: one loop, read top to bottom."""
+"""Training Matryoshka SAEs on rows of activations: one loop, read top to bottom."""
 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
-from hooks.files import ConfigError, FolderError, is_sealed, read_json, write_json
-from hooks.progress import track
+from hooks.files import ConfigError, FolderError, MairaSaeError, is_sealed, read_json, write_json
 from hooks.store import ActivationFolder
-from sae.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from sae.loss import objective
-from sae.metrics import measure
-from sae.model import FRACTIONS, MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
-from sae.stream import ShuffledRows
+from sae.calibrate import threshold_for
+from sae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sae.display import TrainingDisplay
+from sae.loggers import open_loggers
+from sae.metrics import measure_by_role
+from sae.model import MatryoshkaSAE
+from sae.stream import FolderRows, Rows
+from sae.trainer import TrainConfig, Trainer
+
+SHARED = ("steps", "batch", "heldout", "seed", "checkpoint_every", "keep_checkpoints")
+"""Settings that dictionaries trained in one pass have in common."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a training run, given its activations."""
+class Interrupted(MairaSaeError):
+    """Training stopped on request after saving; running again goes on."""
 
-    site: str
-    """Site of the activation folder to train on."""
-    expansion: int = 8
-    """Dictionary size over activation width."""
-    k: int = 32
-    """Mean active latents per token."""
-    group_fractions: tuple[float, ...] = FRACTIONS
-    """Share of the dictionary in each nested group, innermost first."""
-    group_weights: tuple[float, ...] = ()
-    """Weight of each prefix's loss, scaled to sum 1; empty means equal."""
-    steps: int = 10_000
-    batch: int = 4096
-    """Tokens a step."""
-    lr: float | None = None
-    """Adam's learning rate; ``None`` means 2e-4 / sqrt(F / 2^14)."""
-    warmup_steps: int = 1000
-    decay_fraction: float = 0.2
-    """Share of the steps, at the end, over which the learning rate falls to zero."""
-    aux_weight: float = 1 / 32
-    aux_k: int | None = None
-    """Dead latents used by the auxiliary loss; ``None`` means d / 2."""
-    dead_after_tokens: int = 10_000_000
-    """A latent is dead when it has not fired for this many tokens."""
-    threshold_start: int = 1000
-    """Step from which the inference threshold follows the smallest active latent."""
-    threshold_beta: float = 0.999
-    """Its moving average."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    heldout: float = 0.2
-    """Share of patients kept out of training."""
-    seed: int = 0
-    checkpoint_every: int = 1000
-    measure_every: int = 500
-    """Steps between measurements on held-out rows."""
-    measure_rows: int = 8192
-    """Held-out rows in such a measurement."""
-
-    def __post_init__(self) -> None:
-        if self.group_weights and len(self.group_weights) != len(self.group_fractions):
-            raise ConfigError(
-                f"{len(self.group_weights)} group_weights for {len(self.group_fractions)} groups; "
-                "give one a group, or none for equal weights"
-            )
-        positive = ("expansion", "k", "steps", "batch", "checkpoint_every", "measure_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.heldout < 1:
-            raise ConfigError(f"heldout is {self.heldout}; it must lie between 0 and 1")
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Loss weights that sum to 1."""
-        weights = self.group_weights or (1.0,) * len(self.group_fractions)
-        return tuple(weight / sum(weights) for weight in weights)
-
-    def lr_at(self, step: int, n_latents: int) -> float:
-        """Learning rate of a step: linear warm-up, constant, linear decay to zero."""
-        peak = self.lr if self.lr is not None else 2e-4 / (n_latents / 2**14) ** 0.5
-        decay_steps = max(1, int(self.decay_fraction * self.steps))
-        rising = (step + 1) / max(1, self.warmup_steps)
-        falling = (self.steps - step) / decay_steps
-        return peak * min(1.0, rising, falling)
+    resumable = True
 
 
-def train(folder: ActivationFolder, config: TrainConfig, out: Path) -> MatryoshkaSAE:
-    """Train on ``folder`` and write the SAE folder ``out``; returns the saved SAE.
+def train(
+    rows: ActivationFolder | Rows, config: TrainConfig, out: Path, log_to: tuple[str, ...] = ()
+) -> MatryoshkaSAE:
+    """Train one SAE and write its folder ``out``; returns the saved SAE.
 
     Running again with the same arguments continues from the last checkpoint, bit for bit on a
     CPU, or returns the finished SAE. ``out/metrics.jsonl`` has a line per step.
 
+    Parameters
+    ----------
+    rows
+        An activation folder, or a stream such as :class:`sae.live.LiveRows`.
+    log_to
+        ``tensorboard`` and ``wandb`` also get every scalar of ``metrics.jsonl``.
+
     Raises
     ------
     FolderError
-        If ``out`` holds another run, or ``folder`` lacks the site.
+        If ``out`` holds another run, or ``rows`` lacks the site.
+    Interrupted
+        After SIGTERM, with a checkpoint saved.
     """
-    d_model = folder.width(config.site)
-    record = json.loads(json.dumps({"train": asdict(config), "activations": _identity(folder)}))
-    _claim(out, record)
-    if is_sealed(out):
-        return MatryoshkaSAE.from_pretrained(out)
-    n_latents = config.expansion * d_model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    moments = folder.moments(config.site)
-    scale = (d_model / moments.mean_squared_norm) ** 0.5
-    heldout = folder.heldout(config.heldout)
-    shape = SAEConfig(
-        d_model=d_model,
-        n_latents=n_latents,
-        k=config.k,
-        group_sizes=group_sizes_of(n_latents, config.group_fractions),
-        site=config.site,
-        policy=folder.manifest["harvest"]["policy"],
-        model=folder.manifest["model"],
-    )
-    sae = MatryoshkaSAE(shape, seed=config.seed).to(device)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, fused=True)
-    idle = torch.zeros(n_latents, dtype=torch.int64, device=device)  # tokens since each fired
-    start = _restore(out, sae, optimizer, idle)
-    _trim_metrics(out, start)
-    rows = ShuffledRows(folder, config.site, config.batch, config.seed, ~heldout, position=start)
-    sample = _first(heldout, config.measure_rows)
-    batches = iter(rows)
-    began = time.perf_counter()
-    for step in track(range(start, config.steps), "train", total=config.steps - start):
-        x = next(batches).to(device) * scale
-        if step == 0:
-            with torch.no_grad():
-                sae.b_dec.copy_(geometric_median(x))
-        lr = config.lr_at(step, n_latents)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        dead = idle >= config.dead_after_tokens
-        result = objective(
-            sae, x, dead, config.weights, config.aux_weight, config.aux_k or d_model // 2
-        )
-        optimizer.zero_grad()
-        result.total.backward()
-        sae.project_decoder_gradient()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
-        optimizer.step()
-        sae.normalize_decoder()
+    return _train(rows, {"": config}, out, log_to)[""]
 
-        active = result.latents > 0
-        fired = active.any(dim=0)
-        idle = torch.where(fired, 0, idle + len(x))
-        if step >= config.threshold_start:
-            _follow(sae.threshold, result.latents[active].min(), config.threshold_beta)
-        line = {
-            "step": step + 1,
-            "tokens": (step + 1) * config.batch,
-            "loss": result.total.item(),
-            "group_mse": result.groups.tolist(),
-            "auxiliary": result.auxiliary.item(),
-            "batch_fvu": _fvu(x, result.reconstruction),
-            "batch_l0": active.sum().item() / len(x),
-            "dead": int(dead.sum()),
-            "threshold": sae.threshold.item(),
-            "lr": lr,
-            "seconds": time.perf_counter() - began,
-        }
-        if (step + 1) % config.measure_every == 0 or step + 1 == config.steps:
-            quality = measure(sae.folded(scale), folder, config.site, sample)
-            line |= {"heldout_fvu": quality.fvu, "heldout_l0": quality.l0}
-        _append(out / "metrics.jsonl", line)
-        if (step + 1) % config.checkpoint_every == 0:
-            _checkpoint(out, step + 1, sae, optimizer, idle)
-    raw = sae.folded(scale)
-    quality = measure(raw, folder, config.site, heldout)
-    raw.save(out, {"heldout": quality.summary(), "tokens": config.steps * config.batch})
-    return raw.eval()
+
+def train_all(
+    rows: ActivationFolder | Rows,
+    configs: Mapping[str, TrainConfig],
+    out: Path,
+    log_to: tuple[str, ...] = (),
+) -> dict[str, MatryoshkaSAE]:
+    """Train several SAEs (other sites, sizes, k …) in one pass over ``rows``.
+
+    Each goes into ``out/{name}`` and equals, bit for bit on a CPU, what :func:`train` makes of its
+    config alone. All share the settings :data:`SHARED`. See :func:`train`.
+    """
+    if not configs or any(not name or "/" in name for name in configs):
+        raise ConfigError(f"SAEs are named {list(configs)}; give each a name that can be a folder")
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        for key in SHARED:
+            asked, common = getattr(config, key), getattr(first, key)
+            if asked != common:
+                raise ConfigError(
+                    f"SAE {name!r} has {key} {asked!r}, the first one {common!r}; dictionaries "
+                    "trained in one pass share it"
+                )
+    return _train(rows, configs, out, log_to)
+
+
+def _train(
+    rows: ActivationFolder | Rows,
+    configs: Mapping[str, TrainConfig],
+    out: Path,
+    log_to: tuple[str, ...],
+) -> dict[str, MatryoshkaSAE]:
+    shared = next(iter(configs.values()))
+    if isinstance(rows, ActivationFolder):
+        rows = FolderRows(rows, shared.heldout)
+    folders = {name: out / name for name in configs}
+    moments = {name: rows.moments(config.site) for name, config in configs.items()}
+    leader = not _distributed() or dist.get_rank() == 0
+    settings = {name: asdict(config) for name, config in configs.items()}
+    _claim(out, {"train": settings.get("", settings), "activations": rows.record()}, leader)
+    if all(is_sealed(folder) for folder in folders.values()):
+        return {name: MatryoshkaSAE.from_pretrained(path) for name, path in folders.items()}
+
+    device = _device()
+    trainers = {
+        name: Trainer(config, moments[name], rows.policy, rows.model, device)
+        for name, config in configs.items()
+    }
+    start, position = _restore(out, trainers, leader)
+    if leader:
+        for folder in folders.values():
+            _trim_metrics(folder / "metrics.jsonl", start)
+    sites = list(dict.fromkeys(config.site for config in configs.values()))
+    sample = list(rows.heldout(sites, max(c.measure_rows for c in configs.values())))
+    batches = rows.batches(sites, shared.batch, shared.seed, position)
+    loggers = open_loggers(log_to if leader else (), out)
+    began = time.perf_counter()
+    with _stop_requested() as stop, TrainingDisplay(start, shared.steps, leader) as display:
+        for step in range(start, shared.steps):
+            batch = next(batches)
+            for name, trainer in trainers.items():
+                config = configs[name]
+                line = trainer.step(batch.x[config.site], batch.roles, step)
+                line["seconds"] = time.perf_counter() - began
+                if (step + 1) % config.measure_every == 0 or step + 1 == shared.steps:
+                    line |= _measured(trainer, config, sample)
+                if leader:
+                    _append(folders[name] / "metrics.jsonl", line)
+                    for logger in loggers:
+                        logger.write(name, line)
+                display.update(name, line)
+            stopping = stop()
+            if stopping or (step + 1) % shared.checkpoint_every == 0:
+                _checkpoint(out, step + 1, batch.position, trainers, shared, leader)
+            if stopping and step + 1 < shared.steps:
+                raise Interrupted(
+                    f"stopped by a signal after step {step + 1} of {shared.steps}, which is saved "
+                    f"in {out}; run the same command again to go on"
+                )
+    return {
+        name: _finish(trainer, configs[name], rows, folders[name], leader)
+        for name, trainer in trainers.items()
+    }
 
 
 def training_curve(out: Path) -> list[dict[str, float]]:
@@ -197,13 +155,41 @@ def training_curve(out: Path) -> list[dict[str, float]]:
     ]
 
 
-def _identity(folder: ActivationFolder) -> dict[str, Any]:
-    """What makes two activation folders the same data."""
-    files = folder.manifest["files"]
-    return {name: sums["sha256"] for name, sums in files.items() if name.startswith("part-")}
+def _measured(trainer: Trainer, config: TrainConfig, sample: list[Any]) -> dict[str, Any]:
+    """Quality on the sample of held-out rows, overall and by role."""
+    every, roles = measure_by_role(trainer.raw(), config.site, sample, config.measure_rows)
+    return {
+        "heldout_fvu": every.fvu,
+        "heldout_l0": every.l0,
+        "heldout_roles": {name: {"fvu": q.fvu, "l0": q.l0} for name, q in roles.items()},
+    }
 
 
-def _claim(out: Path, record: Mapping[str, Any]) -> None:
+def _finish(
+    trainer: Trainer, config: TrainConfig, rows: Rows, folder: Path, leader: bool
+) -> MatryoshkaSAE:
+    """Calibrate, measure on every held-out row, and write the SAE folder."""
+    raw = trainer.raw()
+    record: dict[str, Any] = {"tokens": config.steps * config.batch}
+    record["kernels"] = trainer.ranks.kernels.name
+    if config.calibration_rows and config.activation == "batch_topk":
+        batches = rows.batches([config.site], config.batch, config.seed, {})
+        calibrated = threshold_for(raw, batches, config.calibration_rows, config.k)
+        raw.threshold.fill_(calibrated.threshold)
+        record["calibration"] = calibrated._asdict()
+    every, roles = measure_by_role(raw, config.site, rows.heldout([config.site]))
+    record["heldout"] = every.summary()
+    record["heldout_roles"] = {name: quality.summary() for name, quality in roles.items()}
+    if leader:
+        raw.save(folder, record)
+    if _distributed():
+        dist.barrier()
+    return raw.eval()
+
+
+def _claim(out: Path, record: Mapping[str, Any], leader: bool) -> None:
+    """Make ``out`` this run's, or refuse it if it is another's."""
+    record = json.loads(json.dumps(record))
     path = out / "train.json"
     if path.is_file():
         found = read_json(path)
@@ -215,56 +201,49 @@ def _claim(out: Path, record: Mapping[str, Any]) -> None:
                         f"{out} holds another run: {key} is {there!r}, asked was {asked!r}; "
                         "give a new folder, or delete this one"
                     )
-    else:
+    if _distributed():
+        dist.barrier()
+    if leader and not path.is_file():
         write_json(path, record)
 
 
-def _follow(threshold: Tensor, observed: Tensor, beta: float) -> None:
-    """Moving average that starts at its first observation (no bias towards zero)."""
-    if threshold == 0:
-        threshold.copy_(observed)
-    else:
-        threshold.mul_(beta).add_(observed * (1 - beta))
-
-
-def _fvu(x: Tensor, reconstruction: Tensor) -> float:
-    return float((x - reconstruction).square().sum() / (x - x.mean(dim=0)).square().sum())
-
-
-def _first(mask: np.ndarray, count: int) -> np.ndarray:
-    """``mask`` with only its first ``count`` true entries."""
-    return mask & (np.cumsum(mask) <= count)
-
-
-def _names(sae: MatryoshkaSAE) -> list[str]:
-    return [name for name, _ in sae.named_parameters()]
-
-
 def _checkpoint(
-    out: Path, step: int, sae: MatryoshkaSAE, optimizer: torch.optim.Optimizer, idle: Tensor
+    out: Path,
+    step: int,
+    position: Mapping[str, int],
+    trainers: Mapping[str, Trainer],
+    config: TrainConfig,
+    leader: bool,
 ) -> None:
-    tensors = {f"sae.{name}": value for name, value in sae.state_dict().items()}
-    tensors |= optimizer_tensors(optimizer, _names(sae)) | {"idle": idle}
-    save_checkpoint(out / "checkpoints", Checkpoint(step, tensors))
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, trainer in trainers.items()
+        for key, tensor in trainer.tensors().items()
+    }
+    if leader:
+        checkpoint = Checkpoint(step, position, tensors)
+        save_checkpoint(out / "checkpoints", checkpoint, config.keep_checkpoints)
 
 
-def _restore(out: Path, sae: MatryoshkaSAE, optimizer: torch.optim.Optimizer, idle: Tensor) -> int:
-    """Load the newest checkpoint into its arguments; returns the step to go on with."""
-    checkpoint = load_checkpoint(out / "checkpoints")
+def _restore(
+    out: Path, trainers: Mapping[str, Trainer], leader: bool
+) -> tuple[int, Mapping[str, int]]:
+    """Load the newest good checkpoint; returns the step and the position to go on with."""
+    checkpoint, refused = load_checkpoint(out / "checkpoints")
+    if refused and leader:
+        _append(out / "events.jsonl", {"refused_checkpoints": refused, "time": time.time()})
     if checkpoint is None:
-        return 0
-    tensors = checkpoint.tensors
-    sae.load_state_dict(
-        {n.removeprefix("sae."): t for n, t in tensors.items() if n.startswith("sae.")}
-    )
-    restore_optimizer(optimizer, _names(sae), tensors)
-    idle.copy_(tensors["idle"])
-    return checkpoint.step
+        return 0, {}
+    for name, trainer in trainers.items():
+        own = f"{name}/"
+        trainer.restore(
+            {k.removeprefix(own): t for k, t in checkpoint.tensors.items() if k.startswith(own)}
+        )
+    return checkpoint.step, checkpoint.position
 
 
-def _trim_metrics(out: Path, step: int) -> None:
+def _trim_metrics(path: Path, step: int) -> None:
     """Drop lines after ``step``, and a torn last line, left by a run that was killed."""
-    path = out / "metrics.jsonl"
     if not path.is_file():
         return
     kept = []
@@ -279,5 +258,37 @@ def _trim_metrics(out: Path, step: int) -> None:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         handle.write(json.dumps(line) + "\n")
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", dist.get_rank() % torch.cuda.device_count() if _distributed() else 0)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Any]:
+    """Yield a function that tells whether SIGTERM came, to this rank or another."""
+    asked = threading.Event()
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set()) if here else None
+
+    def stop() -> bool:
+        if not _distributed():
+            return asked.is_set()
+        flag = torch.tensor(int(asked.is_set()))
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    try:
+        yield stop
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)

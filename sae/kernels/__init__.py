@@ -13,6 +13,7 @@ import torch
 
 from hooks.files import ConfigError
 from sae.kernels.interface import (
+    Above,
     BatchTopK,
     Code,
     Decoded,
@@ -25,6 +26,7 @@ from sae.kernels.interface import (
 from sae.kernels.reference import ReferenceKernels
 
 __all__ = [
+    "Above",
     "BatchTopK",
     "Code",
     "Decoded",

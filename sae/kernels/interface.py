@@ -85,7 +85,18 @@ class TopK:
             raise ConfigError(f"k is {self.k}; it must be at least 1")
 
 
-Selection = BatchTopK | TopK
+@dataclass(frozen=True)
+class Above:
+    """Keep every pre-activation above a threshold: inference, and a part of a larger selection."""
+
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ConfigError(f"threshold is {self.threshold}; it must not be negative")
+
+
+Selection = BatchTopK | TopK | Above
 
 
 class Code(NamedTuple):
@@ -117,6 +128,15 @@ class Code(NamedTuple):
         z = self.val.new_zeros(self.shape)
         z[self.row(), self.col] = self.val
         return z
+
+    def at_least(self, least: float | Float[Tensor, " B"]) -> Code:
+        """The entries of at least this activation, one limit for all tokens or one for each."""
+        limit = least if isinstance(least, float) else least[self.row()]
+        kept = self.val >= limit
+        row_ptr = torch.cat([self.row_ptr.new_zeros(1), kept.cumsum(dim=0)])[self.row_ptr]
+        val = self.val[kept]
+        smallest = float(val.min()) if val.numel() else 0.0
+        return Code(row_ptr, self.col[kept], val, self.shape, smallest)
 
     def firings(self) -> Int64[Tensor, " F"]:
         """How many tokens of the batch each latent is active on."""

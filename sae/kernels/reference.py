@@ -16,6 +16,7 @@ from sae.kernels.interface import (
     Kernels,
     Nested,
     Selection,
+    TopK,
     Weights,
 )
 
@@ -32,9 +33,11 @@ class ReferenceKernels(Kernels):
         if isinstance(selection, BatchTopK):
             count = min(selection.count(batch), pre.numel())
             least = pre.flatten().sort(descending=True).values[count - 1]
-        else:
+        elif isinstance(selection, TopK):
             count = min(selection.k, latents)
             least = pre.sort(dim=1, descending=True).values[:, count - 1 : count]
+        else:
+            return code_of(pre * (pre > selection.threshold))
         return code_of(pre * (pre >= least))
 
     @torch.no_grad()

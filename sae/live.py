@@ -1,0 +1,141 @@
+"""Training rows straight from the model: nothing is written to disk.
+
+For data too large to store (all patches of a large data set) or not allowed to be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hooks.files import ConfigError
+from hooks.harvest import HarvestConfig, harvest_record, harvest_rows
+from hooks.processor import Maira2Processor
+from hooks.sites import resolve_sites
+from hooks.store import Moments, StudyRows
+from hooks.studies import Study
+from sae.stream import BUFFER_ROWS, Batch
+
+
+class LiveRows:
+    """Rows of studies as a model computes them, see :class:`sae.stream.Rows`.
+
+    Each epoch visits the studies in a new order, fills a buffer with whole studies, and shuffles
+    its rows. A buffer's last rows, fewer than a batch, are left out of the epoch. To continue at a
+    position, at most one buffer is computed again.
+
+    Parameters
+    ----------
+    config
+        Sites, token policy and the dtype rows are rounded to, as a harvest would write them.
+    heldout
+        Share of patients kept out of training.
+    buffer_rows
+        Rows that are shuffled together, at least; they stay in memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Maira2Processor,
+        studies: Sequence[Study],
+        config: HarvestConfig,
+        heldout: float = 0.2,
+        buffer_rows: int = BUFFER_ROWS,
+    ) -> None:
+        self._parts = (model, processor, config)
+        self.sites = [site.name for site in resolve_sites(model, config.sites)]
+        self.policy = config.policy
+        self._record = harvest_record(model, studies, config)
+        self.model: Mapping[str, Any] = self._record["model"]
+        self._heldout = [study for study in studies if study.split(heldout) == "heldout"]
+        self._training = [study for study in studies if study.split(heldout) != "heldout"]
+        if not self._training or not self._heldout:
+            raise ConfigError(
+                f"{len(studies)} studies leave {len(self._training)} to train on and "
+                f"{len(self._heldout)} held out; both sides need at least one, give more studies"
+            )
+        self._buffer_rows = buffer_rows
+        self._first: Batch | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {**self._record, "buffer_rows": self._buffer_rows}
+
+    def width(self, site: str) -> int:
+        return self._sample(site).shape[1]
+
+    def moments(self, site: str) -> Moments:
+        """Of the first buffer of training rows, the only ones seen before training."""
+        x = self._sample(site).double()
+        return Moments(len(x), x.mean(dim=0), float(x.square().sum() / len(x)))
+
+    def heldout(self, sites: Sequence[str], limit: int | None = None) -> Iterator[Batch]:
+        left = limit
+        for rows in self._rows(self._heldout):
+            batch = _batch([rows], sites)
+            if left is not None:
+                batch = _taken(batch, slice(left), {})
+                left -= len(batch.roles)
+            if len(batch.roles):
+                yield batch
+            if left == 0:
+                return
+
+    def batches(
+        self, sites: Sequence[str], batch: int, seed: int, position: Mapping[str, int]
+    ) -> Iterator[Batch]:
+        epoch, study = position.get("epoch", 0), position.get("study", 0)
+        skip = position.get("batches", 0)
+        while True:
+            order = np.random.default_rng([seed, epoch]).permutation(len(self._training))
+            any_batch = False
+            while study < len(order):
+                rows, last = self._fill(sites, [self._training[i] for i in order[study:]])
+                shuffle = np.random.default_rng([seed, epoch, study]).permutation(len(rows.roles))
+                index = torch.from_numpy(shuffle)
+                for number in range(skip, len(index) // batch):
+                    any_batch = True
+                    taken = index[number * batch : (number + 1) * batch]
+                    where = {"epoch": epoch, "study": study, "batches": number + 1}
+                    yield _taken(rows, taken, where)
+                any_batch = any_batch or skip > 0
+                study, skip = study + last, 0
+            if not any_batch:
+                raise ConfigError(
+                    f"no buffer of {len(self._training)} studies holds a batch of {batch} rows; "
+                    "give more studies, a larger buffer or a smaller batch"
+                )
+            epoch, study = epoch + 1, 0
+
+    def _fill(self, sites: Sequence[str], studies: Sequence[Study]) -> tuple[Batch, int]:
+        """A buffer of the first studies, and how many of them it took."""
+        rows: list[StudyRows] = []
+        have = 0
+        for one in self._rows(studies):
+            rows.append(one)
+            have += len(one.positions)
+            if have >= self._buffer_rows:
+                break
+        return _batch(rows, sites), len(rows)
+
+    def _rows(self, studies: Sequence[Study]) -> Iterator[StudyRows]:
+        model, processor, config = self._parts
+        return harvest_rows(model, processor, studies, config)
+
+    def _sample(self, site: str) -> torch.Tensor:
+        if self._first is None:
+            self._first, _ = self._fill(self.sites, self._training)
+        return self._first.x[site]
+
+
+def _batch(rows: Sequence[StudyRows], sites: Sequence[str]) -> Batch:
+    x = {site: torch.cat([one.activations[site] for one in rows]).float() for site in sites}
+    roles = np.concatenate([one.tokens.role for one in rows]).astype(np.int8)
+    return Batch(x, torch.from_numpy(roles), {})
+
+
+def _taken(rows: Batch, index: slice | torch.Tensor, position: Mapping[str, int]) -> Batch:
+    return Batch({site: x[index] for site, x in rows.x.items()}, rows.roles[index], position)
