@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 
 
@@ -24,6 +26,9 @@ class MairaSaeError(Exception):
 
     The text is one line: what was asked, what was found, what to do next.
     """
+
+    resumable = False
+    """Whether work was kept, so that running again continues."""
 
 
 class CheckpointError(MairaSaeError):
@@ -42,15 +47,18 @@ class FolderError(MairaSaeError):
     """A stage folder is missing, incomplete, damaged, or of another format version."""
 
 
+class WriteError(MairaSaeError):
+    """A file could not be written, as on a full disk; what was there before is still there."""
+
+    resumable = True
+
+
 class ConfigError(MairaSaeError):
     """A configuration value is unknown or out of range."""
 
 
 class EndpointError(MairaSaeError):
     """A language-model endpoint is down, refuses, or may not be used."""
-
-    resumable = False
-    """Whether answers were already recorded, so that running again continues."""
 
 
 def nearest(asked: str, known: Iterable[str]) -> str:
@@ -85,6 +93,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A crash or an exception leaves ``path`` as it was. Works for a file of any writer that takes
     a path.
+
+    Raises
+    ------
+    WriteError
+        If the operating system refuses, as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -94,6 +107,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
         _fsync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(
+            f"{path} could not be written ({error}); make room, then run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

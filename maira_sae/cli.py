@@ -18,7 +18,7 @@ import typer
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from hooks.files import EndpointError, MairaSaeError, StudyError, nearest
+from hooks.files import MairaSaeError, StudyError, nearest
 
 app = typer.Typer(
     add_completion=False,
@@ -339,12 +339,9 @@ def main() -> None:
     """Run the command line; deliberate errors become one line on standard error."""
     try:
         app(standalone_mode=True)
-    except EndpointError as error:
-        typer.echo(f"maira-sae: {error}", err=True)
-        sys.exit(3 if error.resumable else 2)
     except MairaSaeError as error:
         typer.echo(f"maira-sae: {error}", err=True)
-        sys.exit(2)
+        sys.exit(3 if error.resumable else 2)
     except KeyboardInterrupt:
         typer.echo("maira-sae: interrupted; run the same command again to resume", err=True)
         sys.exit(3)

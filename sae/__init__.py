@@ -1,5 +1,6 @@
 """Activations → dictionaries: Matryoshka BatchTopK SAEs, trained and measured."""
 
+from sae.calibrate import Calibration, threshold_for
 from sae.evaluate import (
     CrossEntropy,
     Probe,
@@ -9,32 +10,38 @@ from sae.evaluate import (
     random_dictionary,
     study_maxima,
 )
-from sae.loss import Objective, auxiliary_loss, objective
-from sae.metrics import Quality, QualityMeter, measure
+from sae.live import LiveRows
+from sae.metrics import Quality, QualityMeter, measure, measure_by_role
 from sae.model import MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
-from sae.stream import ShuffledRows
-from sae.train import TrainConfig, train, training_curve
+from sae.stream import Batch, FolderRows, Rows
+from sae.train import Interrupted, train, train_all, training_curve
+from sae.trainer import TrainConfig
 
 __all__ = [
+    "Batch",
+    "Calibration",
     "CrossEntropy",
+    "FolderRows",
+    "Interrupted",
+    "LiveRows",
     "MatryoshkaSAE",
-    "Objective",
     "Probe",
     "Quality",
     "QualityMeter",
+    "Rows",
     "SAEConfig",
-    "ShuffledRows",
     "TrainConfig",
     "auroc",
-    "auxiliary_loss",
     "best_latent",
     "cross_entropy",
     "geometric_median",
     "group_sizes_of",
     "measure",
-    "objective",
+    "measure_by_role",
     "random_dictionary",
     "study_maxima",
+    "threshold_for",
     "train",
+    "train_all",
     "training_curve",
 ]

@@ -265,9 +265,7 @@ class Sharded(_Ranks):
         error = float(residuals[-1].square().sum())
         bias = S[0].sum(dim=0)  # the same on every rank; what is left of b_dec's gradient is not
         out.b_dec.sub_(bias)
-        auxiliary = self._auxiliary(
-            weights, code, x, objective._replace(nested=nested), dead, out
-        )
+        auxiliary = self._auxiliary(weights, code, x, objective._replace(nested=nested), dead, out)
         dist.all_reduce(out.b_dec)
         out.b_dec.add_(bias)
         active = _added(torch.tensor(float(code.col.numel()), device=x.device))

@@ -135,9 +135,7 @@ class FolderRows:
                 yield _floats(_taken(pending, slice(start, start + batch), {"batches": done}))
             pending = _taken(pending, slice(whole, None), {})
 
-    def _shuffled(
-        self, sites: Sequence[str], seed: int, epoch: int, skip: int
-    ) -> Iterator[Batch]:
+    def _shuffled(self, sites: Sequence[str], seed: int, epoch: int, skip: int) -> Iterator[Batch]:
         """Buffers of shuffled rows from an epoch on, without its first ``skip`` rows."""
         chunks = self._chunks()
         sizes = np.array([int((~self._heldout[a:b]).sum()) for a, b in chunks])

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hooks.files import ConfigError, FolderError, MairaSaeError, is_sealed, read_json, write_json
+from hooks.files import (
+    ConfigError,
+    FolderError,
+    MairaSaeError,
+    WriteError,
+    is_sealed,
+    read_json,
+    write_json,
+)
 from hooks.store import ActivationFolder
 from sae.calibrate import threshold_for
 from sae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -259,8 +267,13 @@ def _trim_metrics(path: Path, step: int) -> None:
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        handle.write(json.dumps(line) + "\n")
+    try:
+        with path.open("a") as handle:
+            handle.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise WriteError(
+            f"{path} could not be written ({error}); make room, then run the same command again"
+        ) from error
 
 
 def _distributed() -> bool:
@@ -270,7 +283,9 @@ def _distributed() -> bool:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", dist.get_rank() % torch.cuda.device_count() if _distributed() else 0)
+    return torch.device(
+        "cuda", dist.get_rank() % torch.cuda.device_count() if _distributed() else 0
+    )
 
 
 @contextmanager

@@ -3,8 +3,11 @@ import pytest
 import torch
 
 from hooks.files import ConfigError
+from hooks.harvest import HarvestConfig, harvest
+from hooks.roles import Role
 from sae import stream
-from sae.stream import ShuffledRows
+from sae.live import LiveRows
+from sae.stream import FolderRows
 
 SITE = "llm.1.resid_post"
 
@@ -14,48 +17,110 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(stream, "CHUNK_ROWS", 16)
 
 
-def take(rows, n):
-    batches = iter(rows)
+def take(rows, n, batch=1, seed=0, position=None):
+    batches = rows.batches([SITE], batch, seed, position or {})
     return [next(batches) for _ in range(n)]
+
+
+def joined(batches):
+    return torch.cat([batch.x[SITE] for batch in batches])
 
 
 def key(row):
     return tuple(row.tolist())
 
 
-def test_an_epoch_is_every_chosen_row_once(activations):
-    chosen = ~activations.heldout(0.3)
-    want = activations.rows(SITE, 0, activations.n_tokens)[torch.from_numpy(chosen)].float()
-    rows = ShuffledRows(activations, SITE, 1, 0, chosen, buffer_rows=64)
-    got = torch.cat(take(rows, len(want)))
+def training_rows(activations):
+    chosen = torch.from_numpy(~activations.heldout(0.3))
+    return activations.rows(SITE, 0, activations.n_tokens)[chosen].float()
+
+
+def test_an_epoch_is_every_training_row_once(activations):
+    want = training_rows(activations)
+    got = joined(take(FolderRows(activations, 0.3, 64), len(want)))
     assert sorted(map(key, got)) == sorted(map(key, want))
     assert not torch.equal(got, want)
 
 
+def test_roles_belong_to_their_rows(activations):
+    names = activations.column("role")
+    everything = activations.rows(SITE, 0, activations.n_tokens).float()
+    role_of = {key(x): name for x, name in zip(everything, names, strict=True)}
+    for batch in take(FolderRows(activations, 0.3, 64), 20, batch=8):
+        for x, role in zip(batch.x[SITE], batch.roles, strict=True):
+            assert Role(int(role)).name.lower() == role_of[key(x)]
+
+
+def test_held_out_rows_in_order(activations):
+    rows = FolderRows(activations, 0.3, 64)
+    chosen = activations.heldout(0.3)
+    want = activations.rows(SITE, 0, activations.n_tokens)[torch.from_numpy(chosen)].float()
+    assert torch.equal(joined(rows.heldout([SITE])), want)
+    assert torch.equal(joined(rows.heldout([SITE], 21)), want[:21])
+
+
 def test_epochs_and_seeds_differ(activations):
-    chosen = np.ones(activations.n_tokens, dtype=bool)
-    n = activations.n_tokens
-    first = torch.cat(take(ShuffledRows(activations, SITE, 1, 0, chosen, 64), 2 * n))
-    other = torch.cat(take(ShuffledRows(activations, SITE, 1, 1, chosen, 64), n))
+    n = len(training_rows(activations))
+    rows = FolderRows(activations, 0.3, 64)
+    first, other = joined(take(rows, 2 * n)), joined(take(rows, n, seed=1))
     assert not torch.equal(first[:n], first[n:])
     assert not torch.equal(first[:n], other)
     assert sorted(map(key, first[:n])) == sorted(map(key, first[n:]))
 
 
-@pytest.mark.parametrize("position", [1, 4, 9, 23, 40])
-def test_position_continues_exactly(activations, position):
+def same(straight, resumed):
+    for a, b in zip(straight, resumed, strict=True):
+        assert torch.equal(a.x[SITE], b.x[SITE]) and torch.equal(a.roles, b.roles)
+        assert a.position == b.position
+
+
+@pytest.mark.parametrize("done", [1, 4, 9, 23, 40])
+def test_position_continues_exactly(activations, done):
     """Across buffers and epochs, with batches that span both."""
-    chosen = ~activations.heldout(0.3)
-    make = lambda at: ShuffledRows(activations, SITE, 13, 7, chosen, 48, position=at)  # noqa: E731
-    straight = take(make(0), position + 5)
-    resumed = make(position)
-    assert all(
-        torch.equal(a, b) for a, b in zip(straight[position:], take(resumed, 5), strict=True)
-    )
-    assert resumed.position == position + 5
+    rows = FolderRows(activations, 0.3, 48)
+    straight = take(rows, done + 5, 13, 7)
+    same(straight[done:], take(rows, 5, 13, 7, straight[done - 1].position))
 
 
 def test_too_few_rows(activations):
-    chosen = np.zeros(activations.n_tokens, dtype=bool)
     with pytest.raises(ConfigError, match="offers 0 rows, a batch needs 8"):
-        ShuffledRows(activations, SITE, 8, 0, chosen)
+        take(FolderRows(activations, 1.0), 1, 8)
+
+
+@pytest.fixture(scope="module")
+def live(model, processor, studies):
+    return LiveRows(
+        model, processor, studies, HarvestConfig((SITE,), studies_per_part=4), 0.3, buffer_rows=150
+    )
+
+
+def test_live_rows_are_the_harvested_rows(live, model, processor, studies, tmp_path):
+    folder = harvest(model, processor, studies, HarvestConfig((SITE,)), tmp_path / "acts")
+    want = training_rows(folder)
+    got = joined(take(live, len(want), 1))
+    assert sorted(map(key, got)) == sorted(map(key, want))
+    kept_out = folder.rows(SITE, 0, folder.n_tokens)[torch.from_numpy(folder.heldout(0.3))]
+    assert torch.equal(joined(live.heldout([SITE])), kept_out.float())
+    assert len(joined(live.heldout([SITE], 30))) == 30
+    assert live.width(SITE) == folder.width(SITE) == len(live.moments(SITE).mean)
+
+
+@pytest.mark.parametrize("done", [1, 11, 30, 60])
+def test_live_position_continues_exactly(live, done):
+    straight = take(live, done + 5, 13, 7)
+    same(straight[done:], take(live, 5, 13, 7, straight[done - 1].position))
+    assert any(batch.position["study"] > 0 for batch in take(live, 40, 13, 7))
+
+
+def test_live_rows_need_both_sides_and_a_batch(live, model, processor, studies):
+    config = HarvestConfig((SITE,))
+    with pytest.raises(ConfigError, match="24 studies leave 0 to train on"):
+        LiveRows(model, processor, studies, config, heldout=1.0)
+    with pytest.raises(ConfigError, match="holds a batch of 100000 rows"):
+        take(live, 1, 100_000)
+
+
+def test_rows_are_floats_of_what_is_on_disk(activations):
+    (batch,) = take(FolderRows(activations, 0.3), 1, 4)
+    assert batch.x[SITE].dtype == torch.float32
+    assert np.all(batch.roles.numpy() >= 0)
