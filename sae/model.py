@@ -132,7 +132,7 @@ class MatryoshkaSAE(nn.Module):
         directions = torch.randn(f, d, generator=generator, dtype=torch.float64)
         directions /= directions.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(directions.to(dtype))
-        # A view of [F, d] memory: what belongs to one latent is one contiguous row, for the kernels.
+        # A view of [F, d] memory: kernels want what belongs to one latent in one contiguous row.
         self.W_enc = nn.Parameter(directions.clone().to(dtype).T)
         self.b_enc = nn.Parameter(torch.zeros(f, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d, dtype=dtype))

@@ -10,8 +10,9 @@ so that a run does not depend on how many ranks it has, but for rounding:
 :class:`Sharded`
     each rank has every N-th latent and the whole batch; the groups' decoder sums are added up
 
-BatchTopK takes the largest entries over all ranks: their number above a candidate threshold is added
-up, eight bits of the threshold at a time (:func:`kth_largest`), and no activation travels.
+BatchTopK takes the largest entries over all ranks: the number of entries above a candidate
+threshold is added up, eight bits of the threshold at a time (:func:`kth_largest`), and no
+activation travels.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Work(NamedTuple):
     error: float
     """Squared error of the whole dictionary, summed."""
     gradients: Weights
-    """Of this rank's latents; its squared norm over all ranks is :attr:`squared_norm`."""
+    """Of this rank's latents."""
 
 
 class Alone:
@@ -126,6 +127,10 @@ class Alone:
                 weights, x, residual, candidates, objective.aux_k, scale, out
             )
         return total
+
+    def squared_norm(self, gradients: Weights) -> float:
+        """Sum of squares of every rank's gradients."""
+        return sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients)
 
     def _any_dead(self, dead: Tensor) -> bool:
         return bool(dead.any())
@@ -280,6 +285,11 @@ class Sharded(_Ranks):
             error=error,
             gradients=out,
         )
+
+    def squared_norm(self, gradients: Weights) -> float:
+        own = sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients[:3])
+        total = _added(torch.tensor(own, dtype=torch.float64, device=gradients.b_dec.device))
+        return float(total) + float(torch.linalg.vector_norm(gradients.b_dec)) ** 2
 
     def _own(self, nested: Nested) -> Nested:
         """The prefixes in this rank's own numbering of its latents."""

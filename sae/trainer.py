@@ -42,7 +42,7 @@ class TrainConfig:
     activation: Literal["batch_topk", "topk"] = "batch_topk"
     """What training keeps: the batch's ``batch · k`` largest entries, or each token's ``k``."""
     group_fractions: tuple[float, ...] = FRACTIONS
-    """Share of the dictionary in each nested group, innermost first; ``(1.0,)`` means no nesting."""
+    """Share of the dictionary in each nested group, innermost first; ``(1.0,)``: no nesting."""
     group_sizes: tuple[int, ...] = ()
     """Latents in each group, instead of ``group_fractions``."""
     group_weights: tuple[float, ...] = ()

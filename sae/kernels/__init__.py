@@ -12,6 +12,7 @@ import os
 import torch
 
 from hooks.files import ConfigError
+from sae.kernels.adam import DictionaryAdam
 from sae.kernels.interface import (
     Above,
     BatchTopK,
@@ -30,6 +31,7 @@ __all__ = [
     "BatchTopK",
     "Code",
     "Decoded",
+    "DictionaryAdam",
     "Kernels",
     "Nested",
     "ReferenceKernels",

@@ -21,6 +21,7 @@ from sae.kernels.interface import (
     Kernels,
     Nested,
     Selection,
+    TopK,
     Weights,
 )
 from sae.kernels.sparse import Entries, dots, forward, split, transposed
@@ -44,11 +45,13 @@ class CPUKernels(Kernels):
     @torch.no_grad()
     def encode(self, weights: Weights, x: Float[Tensor, "B D"], selection: Selection) -> Code:
         _check(weights, x)
+        if isinstance(selection, TopK):
+            return encoder.topk(weights, x, selection.k)
+        screen = cost.screens(x.dtype) if self.screen is None else self.screen
         if isinstance(selection, BatchTopK):
-            screen = cost.screens(x.dtype) if self.screen is None else self.screen
             count = selection.count(len(x))
             return encoder.batch_topk(weights, x, count, selection.floor, screen)
-        return encoder.topk(weights, x, selection.k)
+        return encoder.above(weights, x, selection.threshold, screen)
 
     @torch.no_grad()
     def decode(
@@ -126,9 +129,7 @@ class CPUKernels(Kernels):
         return _bias_gradient(weights, walk.sum, grads)
 
     @torch.no_grad()
-    def contributions(
-        self, weights: Weights, code: Code, nested: Nested
-    ) -> Float[Tensor, "G B D"]:
+    def contributions(self, weights: Weights, code: Code, nested: Nested) -> Float[Tensor, "G B D"]:
         width = weights.W_dec.shape[1]
         result = weights.W_dec.new_empty(len(nested.prefixes), code.shape[0], width)
         spans = nested.spans()

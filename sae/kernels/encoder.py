@@ -66,6 +66,14 @@ def batch_topk(
     return _code(found, shape)
 
 
+def above(weights: Weights, x: Float[Tensor, "B D"], threshold: float, screen: bool) -> Code:
+    """Every pre-activation above ``threshold``."""
+    shape = (len(x), len(weights.W_enc))
+    found = _above(weights, x - weights.b_dec, shape[0] * shape[1], threshold, screen)
+    stay = (found.val > threshold).nonzero().squeeze(1)
+    return _code(Candidates(*(tensor[stay] for tensor in found)), shape)
+
+
 def topk(weights: Weights, x: Float[Tensor, "B D"], k: int) -> Code:
     """Each token's ``k`` largest positive pre-activations, and ties with the least."""
     latents = len(weights.W_enc)

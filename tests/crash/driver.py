@@ -2,9 +2,10 @@
 
     python -m tests.crash.driver ACTIVATIONS FOLDER {boundaries,random,full} [--mutate] [N]
 
-Each training is a forked child. A child that is to die counts every call that makes a write durable
-or visible; at the chosen one it tears whatever was not yet durable, as a power failure may, and kills
-itself. Then a second child runs the same command to its end. The last line of output is JSON.
+Each training is a forked child. A child that is to die counts every call that makes a write
+durable or visible; at the chosen one it tears whatever was not yet durable, as a power failure
+may, and kills itself. Then a second child runs the same command to its end. The last line of
+output is JSON.
 """
 
 import json
@@ -54,7 +55,7 @@ def child(work):
             work()
             os._exit(0)
         except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -153,7 +154,7 @@ def main():
             again = child(lambda out=out: run(activations, out))
             good = status == 1 and again == 0 and result(out) == want
             outcomes[limit] = "ok" if good else f"ended with {status}, then {again}"
-    print(json.dumps(outcomes))
+    sys.stdout.write(json.dumps(outcomes) + "\n")
 
 
 if __name__ == "__main__":

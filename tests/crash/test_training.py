@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 def drive(activations, folder, *arguments):
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.crash.driver"]
-        + [str(activations.folder), str(folder), *arguments],
+        [
+            *(sys.executable, "-W", "ignore", "-m", "tests.crash.driver"),
+            *(str(activations.folder), str(folder), *arguments),
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -56,19 +58,9 @@ def test_a_full_disk(activations, tmp_path):
 
 
 def command(activations, out, steps):
-    return [sys.executable, "-m", "maira_sae", "train", str(activations.folder)] + [
-        *(
-            "--out",
-            str(out),
-            "--expansion",
-            "2",
-            "--k",
-            "4",
-            "--batch",
-            "64",
-            "--warmup-steps",
-            "1",
-        ),
+    return [
+        *(sys.executable, "-m", "maira_sae", "train", str(activations.folder), "--out", str(out)),
+        *("--expansion", "2", "--k", "4", "--batch", "64", "--warmup-steps", "1"),
         *("--steps", str(steps), "--threshold-start", "2", "--checkpoint-every", "100000"),
     ]
 

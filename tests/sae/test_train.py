@@ -286,5 +286,5 @@ def test_loggers_get_every_scalar(activations, tmp_path):
 
 
 def test_an_unknown_logger(activations, tmp_path):
-    with pytest.raises(ConfigError, match="unknown logger 'tensorbord' .did you mean"):
+    with pytest.raises(ConfigError, match=r"unknown logger 'tensorbord' .did you mean"):
         train(activations, TrainConfig(**{**BASE, "steps": 1}), tmp_path, log_to=("tensorbord",))
