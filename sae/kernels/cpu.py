@@ -63,7 +63,7 @@ class CPUKernels(Kernels):
         losses = []
         for (low, high), entries in zip(nested.spans(), split(code, nested), strict=True):
             residual += forward(entries, weights.W_dec[low:high], _dense(entries))
-            squared = torch.linalg.vecdot(residual, residual)
+            squared = residual.norm(dim=1).square()
             losses.append(squared.sum() if token_weights is None else squared @ token_weights)
         return Decoded(torch.stack(losses) / x.numel(), residual)
 
@@ -126,9 +126,7 @@ class CPUKernels(Kernels):
         return _bias_gradient(weights, walk.sum, grads)
 
     @torch.no_grad()
-    def contributions(
-        self, weights: Weights, code: Code, nested: Nested
-    ) -> Float[Tensor, "G B D"]:
+    def contributions(self, weights: Weights, code: Code, nested: Nested) -> Float[Tensor, "G B D"]:
         width = weights.W_dec.shape[1]
         result = weights.W_dec.new_empty(len(nested.prefixes), code.shape[0], width)
         spans = nested.spans()
