@@ -59,7 +59,9 @@ class Candidates(NamedTuple):
     def at_least(self, floor: float) -> Candidates:
         """Those that may reach ``floor``."""
         stay = (self.high >= floor).nonzero().squeeze(1)
-        return Candidates(*(tensor[stay] for tensor in self[:4]), self.exact)
+        return Candidates(
+            self.row[stay], self.col[stay], self.low[stay], self.high[stay], self.exact
+        )
 
 
 def batch_topk(
