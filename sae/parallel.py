@@ -17,6 +17,7 @@ activation travels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ class Alone:
     """One process; see the module docstring."""
 
     rank, world = 0, 1
+    add_up: Callable[[Tensor], Tensor] | None = None
+    """Adds a number over ranks that have different latents."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
@@ -127,10 +130,6 @@ class Alone:
                 weights, x, residual, candidates, objective.aux_k, scale, out
             )
         return total
-
-    def squared_norm(self, gradients: Weights) -> float:
-        """Sum of squares of every rank's gradients."""
-        return sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients)
 
     def _any_dead(self, dead: Tensor) -> bool:
         return bool(dead.any())
@@ -235,6 +234,10 @@ class DataParallel(_Ranks):
 class Sharded(_Ranks):
     """Each rank has every N-th latent and the whole batch; see the module docstring."""
 
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__(kernels)
+        self.add_up = _added
+
     def latents(self) -> slice:
         return slice(self.rank, None, self.world)
 
@@ -285,11 +288,6 @@ class Sharded(_Ranks):
             error=error,
             gradients=out,
         )
-
-    def squared_norm(self, gradients: Weights) -> float:
-        own = sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients[:3])
-        total = _added(torch.tensor(own, dtype=torch.float64, device=gradients.b_dec.device))
-        return float(total) + float(torch.linalg.vector_norm(gradients.b_dec)) ** 2
 
     def _own(self, nested: Nested) -> Nested:
         """The prefixes in this rank's own numbering of its latents."""

@@ -267,7 +267,7 @@ class Trainer:
         )
         work = self.ranks.work(self.weights, x, objective, dead, token_weights, self.gradients)
         lr = c.lr_at(step, sae.config.n_latents)
-        self.optimizer.update(work.gradients, lr, c.clip, self.ranks.squared_norm)
+        self.optimizer.update(work.gradients, lr, c.clip, self.ranks.add_up)
         self.idle = torch.where(work.fired, 0, self.idle + n_rows)
         self.least = work.least
         if c.activation == "batch_topk" and step >= c.threshold_start:

@@ -13,6 +13,8 @@ import torch
 
 from hooks.files import ConfigError
 from sae.kernels.adam import DictionaryAdam
+from sae.kernels.autograd import nested_loss
+from sae.kernels.cpu import CPUKernels
 from sae.kernels.interface import (
     Above,
     BatchTopK,
@@ -29,6 +31,7 @@ from sae.kernels.reference import ReferenceKernels
 __all__ = [
     "Above",
     "BatchTopK",
+    "CPUKernels",
     "Code",
     "Decoded",
     "DictionaryAdam",
@@ -38,6 +41,7 @@ __all__ = [
     "Selection",
     "TopK",
     "Weights",
+    "nested_loss",
     "select",
 ]
 
@@ -65,8 +69,6 @@ def select(device: torch.device | str, name: str | None = None) -> Kernels:
     if name == "reference":
         return ReferenceKernels()
     if name == "cpu":
-        from sae.kernels.cpu import CPUKernels
-
         return CPUKernels()
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
@@ -74,7 +76,7 @@ def select(device: torch.device | str, name: str | None = None) -> Kernels:
                 "kernels 'triton' were asked for, but Triton is not installed; "
                 "install the package triton, or ask for 'cpu'"
             )
-        from sae.kernels.triton import TritonKernels
+        from sae.kernels.triton import TritonKernels  # Triton is optional
 
         return TritonKernels()
     raise ConfigError(f"kernels {name!r} are unknown; the known ones are {', '.join(NAMES)}")

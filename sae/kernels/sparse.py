@@ -60,10 +60,12 @@ def split(code: Code, nested: Nested) -> list[Entries]:
     """The entries of each group, by one stable sort of the code by group and one by latent."""
     batch, latents = code.shape
     spans = nested.spans()
-    group = torch.bucketize(code.col, torch.tensor(nested.prefixes), right=True, out_int32=True)
-    place = group.argsort(stable=True)  # group, token, latent
+    col = code.col.int()
+    prefixes = torch.tensor(nested.prefixes, dtype=torch.int32)
+    group = torch.bucketize(col, prefixes, right=True, out_int32=True)
+    place = group.to(torch.int16).argsort(stable=True)  # group, token, latent
     row = code.row()[place].int()
-    col = code.col[place].int()
+    col = col[place]
     val = code.val[place]
     by_latent = col.argsort(stable=True)  # group, latent, token
     latent_row = row[by_latent]
@@ -161,9 +163,9 @@ def transposed(
         return
     values = values[entries.by_latent]
     step = max(1, BLOCK // table.shape[1])
-    bounds = entries.latent_ptr[::step].tolist() + [len(values)]
+    bounds = [*entries.latent_ptr[::step].tolist(), len(values)]
     for i, begin in enumerate(range(0, entries.latents, step)):
         end = min(begin + step, entries.latents)
-        part = slice(bounds[i], bounds[i + 1] if end < entries.latents else len(values))
+        part = slice(bounds[i], bounds[i + 1])
         ptr = entries.latent_ptr[begin : end + 1] - bounds[i]
         out[begin:end] = bag(entries.latent_row[part], table, ptr, values[part])
