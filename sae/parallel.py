@@ -25,7 +25,6 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hooks.files import ConfigError
 from sae.kernels import Above, BatchTopK, Code, Kernels, Nested, Selection, TopK, Weights
 
 
@@ -120,9 +119,8 @@ class Alone:
         nested = objective.nested
         residual = x - weights.b_dec
         contributions = self._contributions(weights, code, nested)
-        for (low, high), weight, own in zip(
-            nested.spans(), nested.weights, contributions, strict=True
-        ):
+        spans = self._spans(nested)
+        for (low, high), weight, own in zip(spans, nested.weights, contributions, strict=True):
             residual = residual - own
             candidates = low + dead[low:high].nonzero().squeeze(1)
             scale = weight * objective.aux_weight
@@ -133,6 +131,10 @@ class Alone:
 
     def _any_dead(self, dead: Tensor) -> bool:
         return bool(dead.any())
+
+    def _spans(self, nested: Nested) -> list[tuple[int, int]]:
+        """Each group's first and last + 1 latent, in this rank's numbering."""
+        return nested.spans()
 
     def _contributions(self, weights: Weights, code: Code, nested: Nested) -> Tensor:
         return self.kernels.contributions(weights, code, nested)
@@ -257,25 +259,24 @@ class Sharded(_Ranks):
         token_weights: Float[Tensor, " B"] | None,
         out: Weights,
     ) -> Work:
-        nested = self._own(objective.nested)
-        selection = objective.selection
+        nested, selection = objective.nested, objective.selection
         if isinstance(selection, BatchTopK):
             code = self._encode(weights, x, selection, selection.count(len(x)))
         else:
             code = self._topk(weights, x, selection)
-        contributions = self._contributions(weights, code, nested)
-        residuals = contributions.cumsum(dim=0) + (weights.b_dec - x)
+        residuals = self._contributions(weights, code, nested).cumsum(dim=0) + (weights.b_dec - x)
         each = x.new_ones(len(x), 1) if token_weights is None else token_weights[:, None]
         losses = (residuals.square() * each).sum(dim=(1, 2)) / x.numel()
         weighted = residuals * x.new_tensor(nested.weights)[:, None, None]
         S = weighted.flip(0).cumsum(dim=0).flip(0) * (2 / x.numel() * each)
-        self.kernels.gradients(weights, code, x, S, nested, out)
         error = float(residuals[-1].square().sum())
-        bias = S[0].sum(dim=0)  # the same on every rank; what is left of b_dec's gradient is not
-        out.b_dec.sub_(bias)
-        auxiliary = self._auxiliary(weights, code, x, objective._replace(nested=nested), dead, out)
+        here, groups = self._here(nested)
+        self.kernels.gradients(weights, code, x, S[groups], here, out)
+        # b_dec's gradient: what comes through this rank's encoder, added up, and the rest once.
+        out.b_dec.sub_(S[groups[0]].sum(dim=0))
+        auxiliary = self._auxiliary(weights, code, x, objective, dead, out)
         dist.all_reduce(out.b_dec)
-        out.b_dec.add_(bias)
+        out.b_dec.add_(S[0].sum(dim=0))
         active = _added(torch.tensor(float(code.col.numel()), device=x.device))
         least = torch.tensor(code.least or float("inf"), dtype=torch.float64, device=x.device)
         dist.all_reduce(least, dist.ReduceOp.MIN)
@@ -289,15 +290,16 @@ class Sharded(_Ranks):
             gradients=out,
         )
 
-    def _own(self, nested: Nested) -> Nested:
-        """The prefixes in this rank's own numbering of its latents."""
-        prefixes = tuple((m - self.rank + self.world - 1) // self.world for m in nested.prefixes)
-        if any(high <= low for low, high in zip((0, *prefixes), prefixes, strict=False)):
-            raise ConfigError(
-                f"prefixes {nested.prefixes} leave a group without a latent on some of "
-                f"{self.world} ranks; make groups at least {self.world} latents large"
-            )
-        return Nested(prefixes, nested.weights)
+    def _spans(self, nested: Nested) -> list[tuple[int, int]]:
+        ends = [(m - self.rank + self.world - 1) // self.world for m in nested.prefixes]
+        return list(zip((0, *ends[:-1]), ends, strict=True))
+
+    def _here(self, nested: Nested) -> tuple[Nested, list[int]]:
+        """The groups that have latents on this rank, and which of all groups they are."""
+        spans = self._spans(nested)
+        groups = [g for g, (low, high) in enumerate(spans) if high > low]
+        ends, weights = zip(*((spans[g][1], nested.weights[g]) for g in groups), strict=True)
+        return Nested(ends, weights), groups
 
     def _topk(self, weights: Weights, x: Tensor, selection: TopK) -> Code:
         code = self.kernels.encode(weights, x, selection)
@@ -316,9 +318,11 @@ class Sharded(_Ranks):
         return float(_added(dead.sum().double())) > 0
 
     def _contributions(self, weights: Weights, code: Code, nested: Nested) -> Tensor:
-        own = self.kernels.contributions(weights, code, nested)
-        dist.all_reduce(own)
-        return own
+        here, groups = self._here(nested)
+        every = weights.b_dec.new_zeros(len(nested.prefixes), code.shape[0], len(weights.b_dec))
+        every[groups] = self.kernels.contributions(weights, code, here)
+        dist.all_reduce(every)
+        return every
 
     def _revive(
         self,

@@ -77,10 +77,9 @@ def batch_topk(
 
 def above(weights: Weights, x: Float[Tensor, "B D"], threshold: float, screen: bool) -> Code:
     """Every pre-activation above ``threshold``."""
-    shape = (len(x), len(weights.W_enc))
-    found = _above(weights, x - weights.b_dec, shape[0] * shape[1], threshold, screen)
-    stay = (found.val > threshold).nonzero().squeeze(1)
-    return _code(Candidates(*(tensor[stay] for tensor in found)), shape)
+    code = _walk(weights, x - weights.b_dec, len(x) * len(weights.W_enc), threshold, screen)
+    limit = torch.tensor(threshold, dtype=x.dtype)
+    return code.at_least(float(limit.nextafter(torch.full_like(limit, torch.inf))))
 
 
 def topk(weights: Weights, x: Float[Tensor, "B D"], k: int) -> Code:
