@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hooks.files import ConfigError
-from sae.kernels import BatchTopK, Nested, ReferenceKernels, TopK, Weights, cost, encoder
+from sae.kernels import Above, BatchTopK, Nested, ReferenceKernels, TopK, Weights, cost, encoder
 from sae.kernels.autograd import nested_loss
 from sae.kernels.cpu import CPUKernels
 from sae.kernels.reference import code_of
@@ -245,3 +245,22 @@ def test_a_dense_inner_group_is_written_out(dictionary, tokens):
     assert cost.sparse_below(64, 5) <= 64 * 5  # group 1 is full
     assert cost.sparse_below(64, 23) > 8  # group 3 has one latent on every eighth token
     assert_same_step(dictionary(7, 40), code, tokens(64, 7), NESTED)
+
+
+@pytest.mark.parametrize("screen", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0, 100.0])
+def test_everything_above_a_threshold(dictionary, tokens, threshold, screen):
+    weights, x = dictionary(9, 40), tokens(21, 9)
+    ours = CPUKernels(screen).encode(weights, x, Above(threshold))
+    assert_same_code(ours, REFERENCE.encode(weights, x, Above(threshold)))
+    pre = torch.relu((x - weights.b_dec) @ weights.W_enc.T + weights.b_enc)
+    torch.testing.assert_close(ours.dense(), pre * (pre > threshold))
+
+
+def test_entries_of_at_least_a_limit_or_a_limit_each(dictionary, tokens):
+    code = REFERENCE.encode(dictionary(9, 40), tokens(6, 9), TopK(5))
+    z = code.dense()
+    assert_same_code(code.at_least(0.8), code_of(z * (z >= 0.8)))
+    each = torch.linspace(0.1, 1.5, 6, dtype=z.dtype)
+    assert_same_code(code.at_least(each), code_of(z * (z >= each[:, None])))
+    assert code.at_least(1e9).least == 0

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from sae.loss import auxiliary_loss
 
 from hooks.files import ConfigError
 from sae.kernels import BatchTopK, Nested, ReferenceKernels, TopK, Weights, select
 from sae.kernels.reference import code_of
-from sae.model import MatryoshkaSAE, SAEConfig
 
 REFERENCE = ReferenceKernels()
 NESTED = Nested((5, 17, 40), (0.2, 0.3, 0.7))
@@ -62,26 +60,20 @@ def test_code_of_a_known_matrix():
     assert code.least == 0.5 and code.shape == (3, 3)
 
 
-def test_auxiliary_is_the_loss_of_the_trainer(dictionary, tokens):
-    """Same value and gradients as :func:`sae.loss.auxiliary_loss` under autograd."""
-    weights, x = dictionary(6, 20), tokens(15, 6)
-    residual = tokens(15, 6, seed=4)
-    dead = torch.zeros(20, dtype=torch.bool)
-    dead[[1, 4, 5, 11, 19]] = True
-    sae = MatryoshkaSAE(SAEConfig(6, 20, 2, (4, 6, 10)), dtype=torch.float64)
-    with torch.no_grad():
-        sae.W_enc.copy_(weights.W_enc.T)
-        sae.W_dec.copy_(weights.W_dec)
-        sae.b_enc.copy_(weights.b_enc)
-        sae.b_dec.copy_(weights.b_dec)
-    expected = auxiliary_loss(sae, sae.pre_activations(x), residual, dead, k=2)
-    (0.5 * expected).backward()
-    out = weights.zeros()
-    loss = REFERENCE.auxiliary(weights, x, residual, dead.nonzero().squeeze(1), 2, 0.5, out)
+def test_auxiliary_is_unexplained_variance_and_its_gradients_are_autograds(dictionary, tokens):
+    weights = Weights(*(t.requires_grad_() for t in dictionary(6, 20)))
+    x, residual = tokens(15, 6), tokens(15, 6, seed=4)
+    dead = torch.tensor([1, 4, 5, 11, 19])
+    pre = plain_pre(weights, x)[:, dead]
+    two = torch.zeros_like(pre).scatter(1, pre.topk(2, dim=1).indices, 1.0)
+    error = residual - (pre * two) @ weights.W_dec[dead]
+    expected = error.square().sum() / (residual - residual.mean(dim=0)).square().sum()
+    wanted = torch.autograd.grad(0.5 * expected, weights)
+    out = Weights(*(t.detach() for t in weights)).zeros()
+    loss = REFERENCE.auxiliary(weights, x, residual, dead, 2, 0.5, out)
     torch.testing.assert_close(loss, expected.detach())
-    for ours, theirs in zip(out, (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), strict=True):
-        grad = theirs.grad
-        torch.testing.assert_close(ours, grad.T if theirs is sae.W_enc else grad)
+    for ours, theirs in zip(out, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_auxiliary_of_nothing_is_zero(dictionary, tokens):
