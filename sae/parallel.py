@@ -262,8 +262,10 @@ class Sharded(_Ranks):
         nested, selection = objective.nested, objective.selection
         if isinstance(selection, BatchTopK):
             code = self._encode(weights, x, selection, selection.count(len(x)))
-        else:
+        elif isinstance(selection, TopK):
             code = self._topk(weights, x, selection)
+        else:
+            code = self.kernels.encode(weights, x, selection)
         residuals = self._contributions(weights, code, nested).cumsum(dim=0) + (weights.b_dec - x)
         each = x.new_ones(len(x), 1) if token_weights is None else token_weights[:, None]
         losses = (residuals.square() * each).sum(dim=(1, 2)) / x.numel()

@@ -40,11 +40,18 @@ class Batch(NamedTuple):
 class Rows(Protocol):
     """Where training rows come from."""
 
-    sites: Sequence[str]
-    policy: str
-    """Token policy, a key of :data:`hooks.harvest.POLICIES`."""
-    model: Mapping[str, Any]
-    """Identity of the model that made the rows."""
+    @property
+    def sites(self) -> Sequence[str]: ...
+
+    @property
+    def policy(self) -> str:
+        """Token policy, a key of :data:`hooks.harvest.POLICIES`."""
+        ...
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Identity of the model that made the rows."""
+        ...
 
     def record(self) -> dict[str, Any]:
         """What makes two sources the same data; JSON."""
@@ -149,9 +156,8 @@ class FolderRows:
                 shuffle = torch.from_numpy(rng.permutation(size))
                 if skip < size:
                     rows = [
-                        self._batch(sites, *chunks[i], ~self._heldout[slice(*chunks[i])])
-                        for i in group
-                        if sizes[i]
+                        self._batch(sites, start, stop, ~self._heldout[start:stop])
+                        for start, stop in (chunks[i] for i in group if sizes[i])
                     ]
                     yield _taken(_joined(*rows), shuffle[skip:], {})
                 skip = max(0, skip - size)

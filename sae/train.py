@@ -95,14 +95,14 @@ def train_all(
 
 
 def _train(
-    rows: ActivationFolder | Rows,
+    source: ActivationFolder | Rows,
     configs: Mapping[str, TrainConfig],
     out: Path,
     log_to: tuple[str, ...],
 ) -> dict[str, MatryoshkaSAE]:
     shared = next(iter(configs.values()))
-    if isinstance(rows, ActivationFolder):
-        rows = FolderRows(rows, shared.heldout)
+    folder = isinstance(source, ActivationFolder)
+    rows: Rows = FolderRows(source, shared.heldout) if folder else source
     folders = {name: out / name for name in configs}
     moments = {name: rows.moments(config.site) for name, config in configs.items()}
     leader = not _distributed() or dist.get_rank() == 0
@@ -118,8 +118,8 @@ def _train(
     }
     start, position = _restore(out, trainers, leader)
     if leader:
-        for folder in folders.values():
-            _trim_metrics(folder / "metrics.jsonl", start)
+        for path in folders.values():
+            _trim_metrics(path / "metrics.jsonl", start)
     sites = list(dict.fromkeys(config.site for config in configs.values()))
     sample = list(rows.heldout(sites, max(c.measure_rows for c in configs.values())))
     batches = rows.batches(sites, shared.batch, shared.seed, position)

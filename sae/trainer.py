@@ -225,8 +225,12 @@ class Trainer:
     def _split(self) -> None:
         """This rank's weights: views of the SAE's parameters, or its own latents'."""
         sae, own = self.sae, self.ranks.latents()
-        latents = [sae.W_enc.detach().T[own], sae.b_enc.detach()[own], sae.W_dec.detach()[own]]
-        self.weights = Weights(*(t.contiguous() for t in latents), sae.b_dec.detach())
+        self.weights = Weights(
+            W_enc=sae.W_enc.detach().T[own].contiguous(),
+            b_enc=sae.b_enc.detach()[own].contiguous(),
+            W_dec=sae.W_dec.detach()[own].contiguous(),
+            b_dec=sae.b_dec.detach(),
+        )
 
     @torch.no_grad()
     def gather(self) -> MatryoshkaSAE:

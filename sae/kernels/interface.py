@@ -131,7 +131,7 @@ class Code(NamedTuple):
 
     def at_least(self, least: float | Float[Tensor, " B"]) -> Code:
         """The entries of at least this activation, one limit for all tokens or one for each."""
-        limit = least if isinstance(least, float) else least[self.row()]
+        limit = least[self.row()] if isinstance(least, Tensor) else least
         kept = self.val >= limit
         row_ptr = torch.cat([self.row_ptr.new_zeros(1), kept.cumsum(dim=0)])[self.row_ptr]
         val = self.val[kept]
