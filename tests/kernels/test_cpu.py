@@ -145,6 +145,36 @@ def test_screening_survives_lopsided_norms(dictionary, tokens, kernels):
             assert_same_code(kernels.encode(weights, x, BatchTopK(k, floor)), expected)
 
 
+def rounding_conspires(d, side):
+    """Every rounding to bf16 errs the same way, as far as it can, on one side of the product."""
+    long, exact = torch.full((3, d), 1 + 2.0**-8 * 0.99), torch.ones(3, d)
+    short = torch.full((3, d), 1 + 2.0**-8 * 1.01)  # rounded up to 1 + 2^-7
+    off = torch.stack([long[0], short[0], exact[0]]).double()
+    return (off, exact.double()) if side == "x" else (exact.double(), off)
+
+
+@pytest.mark.parametrize("side", ["x", "W", "random", "whole"])
+@pytest.mark.parametrize("d", [4, 100, 1000])
+def test_screening_bounds_hold(tokens, d, side):
+    """No entry at or above the floor is missed, and every bound is one."""
+    if side == "random":
+        x, W = tokens(50, d, seed=3), tokens(90, d, seed=4)
+    elif side == "whole":  # exact in bf16, so only the result is rounded
+        x, W = tokens(50, d, seed=3).sign(), tokens(90, d, seed=4).mul(8).round()
+    else:
+        x, W = rounding_conspires(d, side)
+    b = torch.linspace(-0.3, 0.3, len(W), dtype=torch.float64)
+    pre = x @ W.T + b
+    positive = pre[pre > 0].sort().values
+    for floor in (1e-6, float(positive[len(positive) // 2]), float(positive[-1])):
+        found = encoder.Screener(x).candidates(W, b, floor)
+        row, col = found.row.long(), found.col.long()
+        assert (found.low <= pre[row, col]).all() and (pre[row, col] <= found.high).all()
+        missed = pre >= floor
+        missed[row, col] = False
+        assert not missed.any()
+
+
 def test_ties_with_the_least_all_stay(kernels):
     """Whole numbers, so that sums are exact in any order."""
     x = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
