@@ -104,10 +104,18 @@ class PlantedConfig:
 
 
 def directions_of(config: PlantedConfig) -> Float[np.ndarray, "L d"]:
-    """Unit directions, drawn uniformly on the sphere."""
+    """Unit directions, random but pushed apart: descent on the sum of fourth powers of cosines.
+
+    Random ones would leave a few pairs so close that no dictionary tells them apart.
+    """
     rng = np.random.default_rng([config.seed, 0])
-    drawn = rng.standard_normal((config.n_features, config.d_model))
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    out = rng.standard_normal((config.n_features, config.d_model))
+    for _ in range(300):
+        out /= np.linalg.norm(out, axis=1, keepdims=True)
+        cosines = out @ out.T
+        np.fill_diagonal(cosines, 0)
+        out -= cosines**3 @ out
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
 def coefficients_of(config: PlantedConfig, part: int) -> Float[np.ndarray, "n L"]:
