@@ -1,5 +1,6 @@
 """Activations → dictionaries: Matryoshka BatchTopK SAEs, trained and measured."""
 
+from sae.calibrate import Calibration, calibrate_by_role, calibrate_threshold
 from sae.evaluate import (
     CrossEntropy,
     Probe,
@@ -16,6 +17,7 @@ from sae.stream import ShuffledRows
 from sae.train import TrainConfig, train, training_curve
 
 __all__ = [
+    "Calibration",
     "CrossEntropy",
     "MatryoshkaSAE",
     "Objective",
@@ -28,6 +30,8 @@ __all__ = [
     "auroc",
     "auxiliary_loss",
     "best_latent",
+    "calibrate_by_role",
+    "calibrate_threshold",
     "cross_entropy",
     "geometric_median",
     "group_sizes_of",
