@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from phantom.absorption import hierarchy_absorption
-from phantom.latents import gather
 from phantom.planted import SITE, Planted, PlantedConfig, plant
 from sae import MatryoshkaSAE, TrainConfig, calibrate_threshold, measure, train
+from sae.latents import gather
 
 ARMS: Mapping[str, tuple[float, ...]] = {
     "matryoshka": (0.375, 0.625),

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phantom.factors import PhantomError
-from phantom.latent_scores import Sides, aurocs, split
-from phantom.latents import Latents, sparse
-from sae.evaluate import auroc
+from sae.latent_scores import Sides, auroc, aurocs, split
+from sae.latents import Latents, sparse
 
 
 class Absorption(NamedTuple):
@@ -80,7 +79,7 @@ def absorption(
         parent: which rows carry the parent.
         child: which rows carry the child; each carries the parent.
         heldout: which rows are held out; no patient on both sides.
-        n_parent: how many latents the parent has (see `phantom.probes.splitting`).
+        n_parent: how many latents the parent has (see `sae.probing.splitting`).
         silent: largest activation that counts as silence.
         siblings: which rows carry another child of the parent.
         directions: decoder directions of all latents.

@@ -1,16 +1,11 @@
 """Activations → dictionaries: Matryoshka BatchTopK SAEs, trained and measured."""
 
+from sae.baselines import random_dictionary
 from sae.calibrate import Calibration, calibrate_by_role, calibrate_threshold
-from sae.evaluate import (
-    CrossEntropy,
-    Probe,
-    auroc,
-    best_latent,
-    cross_entropy,
-    random_dictionary,
-    study_maxima,
-)
+from sae.cross_entropy import CrossEntropy, cross_entropy
+from sae.latent_scores import auroc
 from sae.loss import Objective, auxiliary_loss, objective
+from sae.maxima import Probe, StudyMaxima, best_latent, study_maxima
 from sae.metrics import Quality, QualityMeter, measure
 from sae.model import MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
 from sae.stream import ShuffledRows
@@ -26,6 +21,7 @@ __all__ = [
     "QualityMeter",
     "SAEConfig",
     "ShuffledRows",
+    "StudyMaxima",
     "TrainConfig",
     "auroc",
     "auxiliary_loss",

@@ -20,7 +20,9 @@ def sae(activations):
 
 @torch.no_grad()
 def pre_activations(sae, folder, mask):
-    return sae.pre_activations(folder.rows(SITE, 0, folder.n_tokens)[torch.from_numpy(mask)].float())
+    return sae.pre_activations(
+        folder.rows(SITE, 0, folder.n_tokens)[torch.from_numpy(mask)].float()
+    )
 
 
 @pytest.mark.parametrize("target", [0.5, 3.0, 8.25, 40.0])

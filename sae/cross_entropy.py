@@ -1,4 +1,4 @@
-"""What a dictionary costs the model, and what its latents know about labels."""
+"""What a dictionary costs the model: next-token loss with its reconstruction put in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from hooks.progress import track
 from hooks.prompts import Prompt, PromptRunner
 from hooks.roles import Role
 from hooks.sites import resolve_site, rewrite
-from hooks.store import ActivationFolder
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 
@@ -124,92 +123,3 @@ def _padded_mask(
         own = prompt.tokens.of_role(*kept)[start:]
         mask[i, : len(own)] = torch.from_numpy(own)
     return mask
-
-
-class StudyMaxima(NamedTuple):
-    """The largest activation of every latent in every study."""
-
-    studies: list[str]
-    values: Float[Tensor, "S F"]
-
-
-@torch.no_grad()
-def study_maxima(
-    sae: MatryoshkaSAE,
-    folder: ActivationFolder,
-    role: Role = Role.REPORT,
-    batch: int = 8192,
-) -> StudyMaxima:
-    """Maximum over each study's tokens of ``role``; ``S · F`` floats stay in memory."""
-    site = folder.check_site(sae.config.site)
-    names = folder.column("study")
-    chosen = folder.column("role") == role.name.lower()
-    studies = list(dict.fromkeys(names))
-    numbers = {name: i for i, name in enumerate(studies)}
-    rows = torch.tensor([numbers[name] for name in names])
-    values = torch.zeros(len(studies), sae.config.n_latents)
-    for start in range(0, folder.n_tokens, batch):
-        stop = min(start + batch, folder.n_tokens)
-        mask = torch.from_numpy(chosen[start:stop])
-        if mask.any():
-            z = sae.encode(folder.rows(site, start, stop)[mask].to(sae.W_dec)).cpu()
-            index = rows[start:stop][mask][:, None].expand_as(z)
-            values.scatter_reduce_(0, index, z.to(values.dtype), reduce="amax")
-    return StudyMaxima(studies, values)
-
-
-def auroc(scores: Float[Tensor, "S F"], labels: Bool[Tensor, " S"]) -> Float[Tensor, " F"]:
-    """Area under the ROC curve of every column; ties count one half. NaN with one class only."""
-    positive, negative = scores[labels].T.contiguous(), scores[~labels].T.contiguous()
-    if positive.shape[1] == 0 or negative.shape[1] == 0:
-        return torch.full((scores.shape[1],), float("nan"))
-    negative = negative.sort(dim=1).values
-    below = torch.searchsorted(negative, positive, right=False)
-    not_above = torch.searchsorted(negative, positive, right=True)
-    wins = (below + not_above).double().sum(dim=1) / 2
-    return (wins / (positive.shape[1] * negative.shape[1])).float()
-
-
-class Probe(NamedTuple):
-    """The single latent that best separates studies with and without a label."""
-
-    latent: int
-    auroc: float
-    """On held-out studies."""
-    auroc_chosen_on: float
-    """On the studies the latent was chosen on."""
-    n_positive: int
-    """Held-out studies that carry the label."""
-
-
-def best_latent(
-    maxima: StudyMaxima, labels: Bool[Tensor, " S"], heldout: Bool[Tensor, " S"]
-) -> Probe:
-    """Choose a latent by AUROC on training studies and measure it on held-out ones."""
-    on_train = auroc(maxima.values[~heldout], labels[~heldout])
-    latent = int(on_train.nan_to_num(0).argmax())
-    column = maxima.values[heldout][:, latent : latent + 1]
-    return Probe(
-        latent=latent,
-        auroc=float(auroc(column, labels[heldout])[0]),
-        auroc_chosen_on=float(on_train[latent]),
-        n_positive=int(labels[heldout].sum()),
-    )
-
-
-@torch.no_grad()
-def random_dictionary(
-    sae: MatryoshkaSAE, x: Float[Tensor, "rows d"], seed: int = 0
-) -> MatryoshkaSAE:
-    """A dictionary of random directions: what a method finds without any learning.
-
-    Shape, site and decoder bias are those of ``sae``. Every latent fires on the same share of
-    ``x``, so that both have the same L0 there: with one threshold for all, the directions that
-    happen to lie along the largest variance would fire almost everywhere and the rest never.
-    """
-    random = MatryoshkaSAE(sae.config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
-    random.b_dec.copy_(sae.b_dec)
-    active = round(float((sae.encode(x) > 0).sum()) / sae.config.n_latents)
-    scores = (x - random.b_dec) @ random.W_enc
-    random.b_enc.copy_(-scores.kthvalue(len(x) - active, dim=0).values)
-    return random.eval()

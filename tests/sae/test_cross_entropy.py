@@ -10,7 +10,8 @@ from hooks.images import read_image
 from hooks.prompts import PromptRunner
 from hooks.roles import Role
 from hooks.sites import resolve_site, rewrite
-from sae.evaluate import cross_entropy, study_maxima
+from sae.cross_entropy import cross_entropy
+from sae.maxima import study_maxima
 from sae.model import MatryoshkaSAE, SAEConfig
 
 SITE = "llm.1.resid_post"
