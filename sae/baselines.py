@@ -2,11 +2,70 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hooks.files import ConfigError
+from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
+
+
+class PCA(NamedTuple):
+    """Principal components: of all linear codes of a rank, the one of least FVU."""
+
+    mean: Float[Tensor, " d"]
+    components: Float[Tensor, "r d"]
+    """Orthonormal rows, largest variance first."""
+
+    def encode(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 2r"]:
+        """Positive parts of the projections and of their negatives, so that large means present."""
+        along = (x - self.mean) @ self.components.T
+        return torch.relu(torch.cat([along, -along], dim=1))
+
+    def reconstruct(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The projection onto the components."""
+        return (x - self.mean) @ self.components.T @ self.components + self.mean
+
+
+def fit_pca(
+    folder: ActivationFolder,
+    site: str,
+    mask: Bool[np.ndarray, " n"],
+    rank: int,
+    batch: int = 4096,
+) -> PCA:
+    """Components of the rows of ``mask``, from their covariance in float64.
+
+    Raises
+    ------
+    ConfigError
+        If ``rank`` is not in 1 … d, or there are fewer than two rows.
+    """
+    d = folder.width(site)
+    if not 1 <= rank <= d or mask.sum() < 2:
+        raise ConfigError(
+            f"PCA of rank {rank} asked of {int(mask.sum())} rows of width {d}; ask for a rank of "
+            "1 to the width, and give at least two rows"
+        )
+    # Moments about the folder's mean, not about 0: a large mean would swallow the covariance.
+    centre = folder.moments(site).mean
+    total, outer = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    for start in range(0, folder.n_tokens, batch):
+        stop = min(start + batch, folder.n_tokens)
+        chosen = torch.from_numpy(mask[start:stop])
+        if chosen.any():
+            x = folder.rows(site, start, stop)[chosen].double() - centre
+            total += x.sum(0)
+            outer += x.T @ x
+    n = int(mask.sum())
+    covariance = outer / n - torch.outer(total, total) / n**2
+    vectors = torch.linalg.eigh(covariance).eigenvectors
+    components = vectors.flip(1)[:, :rank].T.contiguous()
+    return PCA((centre + total / n).float(), components.float())
 
 
 @torch.no_grad()

@@ -255,9 +255,12 @@ def assign(scores: np.ndarray) -> np.ndarray:
     # Prices of rows and columns keep every reduced cost at 0 or above, so the shortest path from
     # a factor to a free latent never makes the sum worse than it must be.
     cost = -scores.T.astype(np.float64)
-    of_factor, of_latent = np.zeros(n_columns), np.zeros(n_rows)
+    of_factor, of_latent = cost.min(1), np.zeros(n_rows)
     taker = np.full(n_rows, -1)
-    for factor in range(n_columns):
+    # Whoever is first to ask for its best latent has it at once; most of two alike dictionaries do.
+    latents, factors = np.unique(cost.argmin(1), return_index=True)
+    taker[latents] = factors
+    for factor in np.setdiff1d(np.arange(n_columns), factors):
         distance, previous = np.full(n_rows, np.inf), np.full(n_rows, -1)
         settled = np.zeros(n_rows, bool)
         here, reached, current = -1, 0.0, factor

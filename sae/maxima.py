@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,26 +23,47 @@ class StudyMaxima(NamedTuple):
     values: Float[Tensor, "S F"]
 
 
-@torch.no_grad()
 def study_maxima(
     sae: MatryoshkaSAE,
     folder: ActivationFolder,
-    role: Role = Role.REPORT,
+    role: Role | None = Role.REPORT,
     batch: int = 8192,
 ) -> StudyMaxima:
-    """Maximum over each study's tokens of ``role``; ``S · F`` floats stay in memory."""
-    site = folder.check_site(sae.config.site)
+    """Maximum over each study's tokens of ``role``, or over all of its tokens.
+
+    ``S · F`` floats stay in memory.
+    """
+
+    def encode(x: Tensor) -> Tensor:
+        return sae.encode(x.to(sae.W_dec))
+
+    return maxima_of(encode, sae.config.n_latents, folder, sae.config.site, role, batch)
+
+
+@torch.no_grad()
+def maxima_of(
+    encode: Callable[[Tensor], Tensor],
+    n_latents: int,
+    folder: ActivationFolder,
+    site: str,
+    role: Role | None = None,
+    batch: int = 8192,
+) -> StudyMaxima:
+    """:func:`study_maxima` of anything that turns rows ``[batch, d]`` into ``[batch, F]`` ≥ 0."""
+    folder.check_site(site)
     names = folder.column("study")
-    chosen = folder.column("role") == role.name.lower()
+    chosen = np.ones(folder.n_tokens, dtype=bool)
+    if role is not None:
+        chosen = folder.column("role") == role.name.lower()
     studies = list(dict.fromkeys(names))
     numbers = {name: i for i, name in enumerate(studies)}
     rows = torch.tensor([numbers[name] for name in names])
-    values = torch.zeros(len(studies), sae.config.n_latents)
+    values = torch.zeros(len(studies), n_latents)
     for start in range(0, folder.n_tokens, batch):
         stop = min(start + batch, folder.n_tokens)
         mask = torch.from_numpy(chosen[start:stop])
         if mask.any():
-            z = sae.encode(folder.rows(site, start, stop)[mask].to(sae.W_dec)).cpu()
+            z = encode(folder.rows(site, start, stop)[mask]).cpu()
             index = rows[start:stop][mask][:, None].expand_as(z)
             values.scatter_reduce_(0, index, z.to(values.dtype), reduce="amax")
     return StudyMaxima(studies, values)
