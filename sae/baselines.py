@@ -23,12 +23,14 @@ class PCA(NamedTuple):
 
     def encode(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 2r"]:
         """Positive parts of the projections and of their negatives, so that large means present."""
-        along = (x - self.mean) @ self.components.T
+        x = x.to(self.mean.dtype)
+        along = (x - self.mean.to(x.device)) @ self.components.T.to(x.device)
         return torch.relu(torch.cat([along, -along], dim=1))
 
-    def reconstruct(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The projection onto the components."""
-        return (x - self.mean) @ self.components.T @ self.components + self.mean
+    def decode(self, z: Float[Tensor, "batch 2r"]) -> Float[Tensor, "batch d"]:
+        """Back from :meth:`encode`: the projection onto the components."""
+        positive, negative = z.chunk(2, dim=1)
+        return (positive - negative) @ self.components.to(z.device) + self.mean.to(z.device)
 
 
 def fit_pca(

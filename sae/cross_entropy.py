@@ -41,6 +41,17 @@ class CrossEntropy(NamedTuple):
         return (self.mean_ablated - self.reconstructed) / (self.mean_ablated - self.clean)
 
 
+class StudyLosses(NamedTuple):
+    """Summed next-token loss (nats) of each study's report tokens under each condition."""
+
+    n_tokens: Float[Tensor, " S"]
+    losses: Mapping[str, Float[Tensor, " S"]]
+
+    def mean(self, condition: str) -> float:
+        """Mean loss of a token."""
+        return float(self.losses[condition].sum() / self.n_tokens.sum())
+
+
 @torch.no_grad()
 def cross_entropy(
     model: Any,
@@ -59,34 +70,61 @@ def cross_entropy(
     mean
         Mean activation of those roles, for mean ablation.
     """
+    found = study_losses(model, runner, studies, sae, mean, {"reconstructed": sae})
+    losses = {name: found.mean(name) for name in found.losses}
+    return CrossEntropy(int(found.n_tokens.sum()), **losses)
+
+
+@torch.no_grad()
+def study_losses(
+    model: Any,
+    runner: PromptRunner,
+    studies: Sequence[Study],
+    sae: MatryoshkaSAE,
+    mean: Float[Tensor, " d"],
+    replacements: Mapping[str, Callable[[Tensor], Tensor]],
+) -> StudyLosses:
+    """Losses with the site left alone, set to zero, set to its mean, and replaced in other ways.
+
+    Parameters
+    ----------
+    sae
+        Decides the site and, by its policy, the positions.
+    replacements
+        What to put in place of activations ``[n, d]`` (float32), by name of the condition;
+        ``clean``, ``zero_ablated`` and ``mean_ablated`` are added. Modules are moved to the
+        model's device.
+    """
     site = resolve_site(model, sae.config.site)
     kept = POLICIES[sae.config.policy]
     prompts = [runner.prompt(i, study) for i, study in enumerate(studies)]
     if not any(prompt.tokens.of_role(Role.REPORT, Role.GROUNDING).any() for prompt in prompts):
         raise ConfigError("no study has a report, so there is no loss to measure; give reports")
     mean = mean.to(model.device, torch.float32)
-    sae = sae.to(model.device)
+    for replacement in replacements.values():
+        if isinstance(replacement, torch.nn.Module):
+            replacement.to(model.device)
     changes: dict[str, Callable[[Tensor], Tensor] | None] = {
         "clean": None,
-        "reconstructed": lambda x: sae(x),
+        **replacements,
         "zero_ablated": torch.zeros_like,
         "mean_ablated": lambda x: mean.expand_as(x),
     }
     losses = {}
-    n_tokens = 0
     for name, change in track(changes.items(), "cross-entropy", total=len(changes)):
-        losses[name], n_tokens = _mean_loss(model, runner, prompts, site, kept, change)
-    return CrossEntropy(n_tokens, **losses)
+        losses[name] = _losses(model, runner, prompts, site, kept, change)
+    targets = [prompt.tokens.of_role(Role.REPORT, Role.GROUNDING).sum() for prompt in prompts]
+    return StudyLosses(torch.tensor(targets, dtype=torch.float64), losses)
 
 
-def _mean_loss(
+def _losses(
     model: Any,
     runner: PromptRunner,
     prompts: Sequence[Prompt],
     site: Any,
     kept: Sequence[Role],
     change: Callable[[Tensor], Tensor] | None,
-) -> tuple[float, int]:
+) -> Float[Tensor, " S"]:
     def forward(batch: Sequence[Prompt], start: int, inputs: Mapping[str, Any]) -> Tensor:
         mask = _padded_mask(batch, start, inputs["input_ids"].shape[1], kept).to(model.device)
 
@@ -94,13 +132,13 @@ def _mean_loss(
             if change is None or not mask.any():
                 return value
             changed = value.clone()
-            changed[mask] = change(value[mask].float()).to(value.dtype)
+            changed[mask] = change(value[mask].float()).to(value)
             return changed
 
         with rewrite(site, replace):
             return model.model(**inputs).last_hidden_state
 
-    total, count = 0.0, 0
+    totals = torch.zeros(len(prompts), dtype=torch.float64)
     for ran in runner.run(prompts, forward):
         for i, prompt in enumerate(ran.prompts):
             targets = np.flatnonzero(prompt.tokens.of_role(Role.REPORT, Role.GROUNDING))
@@ -110,9 +148,8 @@ def _mean_loss(
                 hidden = torch.cat([ran.prefix[0], hidden])
             logits = model.lm_head(hidden[rows.to(hidden.device)]).float()
             ids = torch.from_numpy(prompt.tokens.ids[targets]).to(logits.device)
-            total += float(F.cross_entropy(logits, ids, reduction="sum"))
-            count += len(targets)
-    return total / count, count
+            totals[prompt.sequence] = float(F.cross_entropy(logits, ids, reduction="sum"))
+    return totals
 
 
 def _padded_mask(

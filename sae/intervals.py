@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooks.files import ConfigError
-
 DRAWS = 1000
+_BLOCK = 2**22  # weights gathered at a time
 
 
 class Figure(NamedTuple):
@@ -40,16 +39,10 @@ class Figure(NamedTuple):
 def patient_draws(n_patients: int, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, "B P"]:
     """How often each patient is drawn, of as many draws with replacement as there are patients.
 
-    Raises
-    ------
-    ConfigError
-        With fewer than two patients, who would give an interval of no width.
+    A single patient says nothing of others: there are then no draws, and intervals are NaN.
     """
     if n_patients < 2:
-        raise ConfigError(
-            f"{n_patients} held-out patients give no interval; harvest more, or raise the "
-            "held-out share"
-        )
+        draws = 0
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(n_patients, (draws, n_patients), generator=generator)
     counts = torch.zeros(draws, n_patients, dtype=torch.float64)
@@ -78,21 +71,21 @@ def auroc_interval(
 ) -> Figure:
     """Area under the ROC curve; ties count one half, draws of one class only are left out."""
     cell = torch.unique(scores, return_inverse=True)[1]  # ascending, ties in one cell
-    everyone = torch.ones(1, draws.shape[1], dtype=draws.dtype)
-    areas = []
-    for weights in (everyone, draws):
-        rows = weights[:, patient]
-        size = int(cell.max()) + 1
-        cells = torch.zeros(2, len(rows), size, dtype=draws.dtype)
-        cells[0].index_add_(1, cell[labels], rows[:, labels])
-        cells[1].index_add_(1, cell[~labels], rows[:, ~labels])
-        positive, negative = cells
-        below = negative.cumsum(1) - negative / 2
-        pairs = positive.sum(1) * negative.sum(1)
-        areas.append(((positive * below).sum(1)[pairs > 0], pairs[pairs > 0]))
-    (whole, pairs), (wins, all_pairs) = areas
-    value = float(whole[0] / pairs[0]) if len(pairs) else float("nan")
-    return _figure(value, wins / all_pairs, len(scores))
+    size = int(cell.max()) + 1
+    value = _areas(cell, size, labels, torch.ones(1, len(scores), dtype=draws.dtype))
+    step = max(1, _BLOCK // len(scores))
+    drawn = [_areas(cell, size, labels, some[:, patient]) for some in draws.split(step)]
+    return _figure(float(value[0]) if len(value) else float("nan"), torch.cat(drawn), len(scores))
+
+
+def _areas(cell: Tensor, size: int, labels: Tensor, weights: Tensor) -> Tensor:
+    """One area for each row of weights ``[B, n]`` that leaves both classes."""
+    positive = weights.new_zeros(len(weights), size).index_add_(1, cell[labels], weights[:, labels])
+    negative = weights.new_zeros(len(weights), size)
+    negative.index_add_(1, cell[~labels], weights[:, ~labels])
+    wins = (positive * (negative.cumsum(1) - negative / 2)).sum(1)
+    pairs = positive.sum(1) * negative.sum(1)
+    return wins[pairs > 0] / pairs[pairs > 0]
 
 
 def mean_interval(values: Float[Tensor, " n"], draws: int = DRAWS, seed: int = 0) -> Figure:
