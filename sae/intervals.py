@@ -58,9 +58,9 @@ def ratio(
     """Σ numerator / Σ denominator over patients; draws whose denominator is 0 are left out."""
     top, bottom = numerator.double(), denominator.double()
     below = draws @ bottom
-    values = (draws @ top)[below > 0] / below[below > 0]
+    values = (draws @ top)[below != 0] / below[below != 0]
     whole = float(bottom.sum())
-    return _figure(float(top.sum()) / whole if whole > 0 else float("inf"), values, n)
+    return _figure(float(top.sum()) / whole if whole != 0 else float("inf"), values, n)
 
 
 def auroc_interval(
