@@ -20,7 +20,8 @@ import typer
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from hooks.files import MairaSaeError, StudyError, nearest
+from hooks.files import MairaSaeError, StudyError, nearest, write_json
+from maira_sae import bench
 
 N = TypeVar("N", int, float)
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Open up MAIRA-2 with sparse autoencoders: harvest, train, label, steer.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench.app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -247,45 +249,92 @@ def train(
 
 
 @app.command(
-    epilog="Example: `maira-sae eval sae/ acts/ --model maira-2/ --studies mimic/` — without "
-    "--model, cross-entropy is left out"
+    epilog="Example: `maira-sae eval sae/ acts/ --beside other-sae/ --model maira-2/ --studies "
+    "mimic/ --out eval/` — without --model, cross-entropy is left out; without --studies, probes"
 )
 def eval(  # the contract's name, not Python's
     sae_folder: SaeFolder,
     activations: ActivationsFolder,
     model: Annotated[str | None, typer.Option(help="Checkpoint, for cross-entropy.")] = None,
-    studies: Annotated[Path | None, typer.Option(help="Studies, for cross-entropy.")] = None,
+    studies: Annotated[
+        Path | None, typer.Option(help="Studies, for cross-entropy and probes of their labels.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another SAE of the site, such as another seed's; repeat for several."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and evaluation.html.")
+    ] = None,
     heldout: Annotated[float, typer.Option(help="Share of patients that is held out.")] = 0.2,
     max_studies: Annotated[int, typer.Option(help="Held-out studies, for cross-entropy.")] = 100,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
     dtype: Dtype = "auto",
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """FVU, L0 and dead latents on held-out patients; cross-entropy recovered with a model."""
+    """Measure an SAE on held-out patients, beside PCA, random directions and other SAEs."""
     from hooks.store import ActivationFolder
-    from sae import MatryoshkaSAE, cross_entropy, measure
+    from hooks.studies import read_folder
+    from sae import CrossEntropy, EvaluationConfig, MatryoshkaSAE, evaluate, measure
+    from sae.report import write_report
 
+    if model is not None and studies is None:
+        raise StudyError("--model needs --studies, the reports whose loss is measured")
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
-    result: dict[str, Any] = measure(
-        sae, folder, sae.config.site, folder.heldout(heldout)
-    ).summary()
+    others = {path.name: MatryoshkaSAE.from_pretrained(path) for path in beside or []}
+    if len(others) < len(beside or []):
+        raise MairaSaeError("two folders given with --beside have one name; rename one")
+    config = EvaluationConfig(heldout=heldout, seed=seed)
+    records = read_folder(studies) if studies is not None else []
+    labels = (
+        {study.id: study.labels for study in records}
+        if any(study.labels for study in records)
+        else None
+    )
+    quality = measure(sae, folder, sae.config.site, folder.heldout(heldout))
+    result: dict[str, Any] = {**quality.summary(), **evaluate(sae, folder, config, others, labels)}
     if model is not None:
         from hooks.maira2 import load_model
         from hooks.processor import load_processor
         from hooks.prompts import PromptRunner
-        from hooks.studies import read_folder
+        from sae.cross_entropy import study_losses
+        from sae.evaluate import codes, recovered
 
-        if studies is None:
-            raise StudyError("--model needs --studies, the reports whose loss is measured")
-        chosen = [s for s in read_folder(studies) if s.split(heldout) == "heldout"]
+        chosen = [s for s in records if s.split(heldout) == "heldout"][:max_studies]
         if not chosen:
             raise StudyError(f"{studies} has no held-out study; raise --heldout or add studies")
         loaded = load_model(model, dtype=dtype, device_map=_device_map())
         runner = PromptRunner(loaded, load_processor(model), batch_tokens)
         mean = folder.moments(sae.config.site).mean
-        loss = cross_entropy(loaded, runner, chosen[:max_studies], sae, mean)
-        result |= {"ce_recovered": loss.recovered_zero, "cross_entropy": loss._asdict()}
-    _finish(result, as_json, json.dumps(result, indent=2))
+        replacements = {
+            name: code.reconstruct for name, code in codes(sae, folder, config, others).items()
+        }
+        found = study_losses(loaded, runner, chosen, sae, mean, replacements)
+        means = {name: found.mean(name) for name in ("clean", "zero_ablated", "mean_ablated")}
+        loss = CrossEntropy(int(found.n_tokens.sum()), reconstructed=found.mean("sae"), **means)
+        patients = [study.patient or study.id for study in chosen]
+        result |= {
+            "ce_recovered": loss.recovered_zero,
+            "cross_entropy": loss._asdict(),
+            "cross_entropy_recovered": recovered(found, patients, config),
+        }
+    if out is not None:
+        write_json(out / "evaluation.json", result)
+        write_report(result, out / "evaluation.html", f"Evaluation of {sae_folder.name}")
+    _finish(result, as_json, _evaluation_lines(result))
+
+
+def _evaluation_lines(result: dict[str, Any]) -> str:
+    """One line a dictionary: FVU and L0 with their intervals."""
+    from sae.report import shown
+
+    lines = []
+    for name, one in result["dictionaries"].items():
+        lines.append(f"{name:<12} FVU {shown(one['fvu'])}  L0 {shown(one['l0'])}")
+    if "ce_recovered" in result:
+        lines.append(f"cross-entropy recovered {result['ce_recovered']:.4f}")
+    return "\n".join(lines)
 
 
 @app.command(

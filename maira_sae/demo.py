@@ -20,7 +20,7 @@ from hooks.prompts import PromptRunner
 from hooks.store import ActivationFolder
 from hooks.studies import Study
 from sae import MatryoshkaSAE, TrainConfig, train, training_curve
-from sae.evaluate import cross_entropy
+from sae.cross_entropy import cross_entropy
 from sae.metrics import measure
 
 HELDOUT = 0.2

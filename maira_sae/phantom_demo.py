@@ -44,14 +44,14 @@ from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from phantom import LABELS, Film, PhantomStudy, read_report
-from phantom.latent_scores import LatentScore, best_latents
-from phantom.latents import gather
 from phantom.localisation import localise
 from phantom.model import WEIGHTS, load
 from phantom.score import write_reports
 from phantom.tables import folder_factors
 from phantom.truth import Truth, id_of, read_truth, write_studies
 from sae import MatryoshkaSAE, TrainConfig, random_dictionary
+from sae.latent_scores import LatentScore, best_latents
+from sae.latents import gather
 from steering import Edit, steered
 from steering.edits import Mode
 

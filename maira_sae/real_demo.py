@@ -23,7 +23,7 @@ from maira_sae import demo, real_model
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from maira_sae.server import serving
 from sae import MatryoshkaSAE, TrainConfig
-from sae.evaluate import best_latent, study_maxima
+from sae.maxima import best_latent, study_maxima
 from steering import Edit, compare
 
 FINDINGS = (

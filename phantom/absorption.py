@@ -1,16 +1,16 @@
 """Whether a parent's latent falls silent where a child's latent takes over its direction."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from phantom.factors import PhantomError
-from phantom.latent_scores import aurocs, split
-from phantom.latents import Latents, sparse
-from sae.evaluate import auroc
+from sae.latent_scores import Sides, auroc, aurocs, split
+from sae.latents import Latents, sparse
 
 
 class Absorption(NamedTuple):
@@ -79,7 +79,7 @@ def absorption(
         parent: which rows carry the parent.
         child: which rows carry the child; each carries the parent.
         heldout: which rows are held out; no patient on both sides.
-        n_parent: how many latents the parent has (see `phantom.probes.splitting`).
+        n_parent: how many latents the parent has (see `sae.probing.splitting`).
         silent: largest activation that counts as silence.
         siblings: which rows carry another child of the parent.
         directions: decoder directions of all latents.
@@ -104,16 +104,115 @@ def absorption(
             "give more latents"
         )
     sides = split(latents, torch.stack([parent, child], 1), heldout)
-    inside = sides.train_truth[:, 0]
-    specific = aurocs(sides.train.take(inside), sides.train_truth[inside, 1:])[:, 0]
-    if specific.isnan().any():
-        raise PhantomError("every training row with the parent has the child; give other children")
-    child_latent = int(specific.argmax())
-    general = aurocs(sides.train, sides.train_truth[:, :1])[:, 0]
-    general[child_latent] = -1
-    parents = general.topk(n_parent).indices.tolist()
+    (child_latent,) = _specific(sides)
+    parents = _general(sides, [child_latent], n_parent)
+    beside = siblings[heldout] if siblings is not None else None
+    return _judge(sides, 1, child_latent, parents, silent, beside, directions, probe, least_cosine)
 
-    is_parent, is_child = sides.test_truth.T
+
+class HierarchyAbsorption(NamedTuple):
+    """How a dictionary treats all parents and their children."""
+
+    rate: float
+    """Share, of all held-out rows with a child, on which its parent is absorbed."""
+    n: int
+    """Those rows, one for each child that is on."""
+    silent_elsewhere: float
+    """The same of held-out rows with a parent but without the child."""
+    n_elsewhere: int
+    pairs: dict[tuple[int, int], Absorption]
+    """By the columns of parent and child."""
+
+
+def hierarchy_absorption(
+    latents: Tensor | Latents,
+    truth: Bool[Tensor, "n L"],
+    parents: Int[Tensor, " L"],
+    heldout: Bool[Tensor, " n"],
+    *,
+    directions: Float[Tensor, "F d"] | None = None,
+    probes: Float[Tensor, "L d"] | None = None,
+    least_cosine: float | None = None,
+) -> HierarchyAbsorption:
+    """`absorption` of every parent by each of its children, where all children are known.
+
+    It differs in one thing: no child's latent passes for the parent's, so that a sibling's cannot
+    be chosen where it is a better sign of the parent than what absorption leaves of its own.
+
+    Args:
+        latents: activations [n, F].
+        truth: which rows carry which factor.
+        parents: the column of every factor's parent, -1 where it has none.
+        heldout: which rows are held out; no patient on both sides.
+        directions: decoder directions of all latents.
+        probes: the directions of the factors in the same space.
+        least_cosine: see `absorption`.
+
+    Raises:
+        PhantomError: as `absorption`, or there is no hierarchy.
+    """
+    latents = sparse(latents)
+    pairs: dict[tuple[int, int], Absorption] = {}
+    for parent in sorted({one for one in parents.tolist() if one >= 0}):
+        children = (parents == parent).nonzero().flatten().tolist()
+        stray = (truth[:, children].any(1) & ~truth[:, parent]).nonzero()
+        if len(stray):
+            raise PhantomError(
+                f"row {int(stray[0])} carries a child of factor {parent} but not the factor; mend "
+                "the truth"
+            )
+        sides = split(latents, truth[:, [parent, *children]], heldout)
+        specific = _specific(sides)
+        general = _general(sides, specific, 1)
+        for column, (child, latent) in enumerate(zip(children, specific, strict=True), start=1):
+            others = [i for i in range(1, len(children) + 1) if i != column]
+            beside = sides.test_truth[:, others].any(1)
+            probe = probes[parent] if probes is not None else None
+            pairs[parent, child] = _judge(
+                sides, column, latent, general, 0.0, beside, directions, probe, least_cosine
+            )
+    if not pairs:
+        raise PhantomError("no factor has a parent, so nothing can be absorbed; give a hierarchy")
+    found = list(pairs.values())
+    n, n_elsewhere = sum(one.n for one in found), sum(one.n_elsewhere for one in found)
+    elsewhere = sum(one.silent_elsewhere * one.n_elsewhere for one in found)
+    return HierarchyAbsorption(
+        rate=sum(one.rate * one.n for one in found) / n,
+        n=n,
+        silent_elsewhere=elsewhere / n_elsewhere if n_elsewhere else 0.0,
+        n_elsewhere=n_elsewhere,
+        pairs=pairs,
+    )
+
+
+def _specific(sides: Sides) -> list[int]:
+    """For each child (columns 1, 2, …) its best latent among training rows with the parent."""
+    inside = sides.train_truth[:, 0]
+    areas = aurocs(sides.train.take(inside), sides.train_truth[inside, 1:])
+    if areas.isnan().any():
+        raise PhantomError("every training row with the parent has the child; give other children")
+    return areas.argmax(0).tolist()
+
+
+def _general(sides: Sides, children: Sequence[int], n_parent: int) -> list[int]:
+    """The best latents for the parent (column 0) that are no child's."""
+    areas = aurocs(sides.train, sides.train_truth[:, :1])[:, 0]
+    areas[children] = -1
+    return areas.topk(n_parent).indices.tolist()
+
+
+def _judge(
+    sides: Sides,
+    column: int,
+    child_latent: int,
+    parents: Sequence[int],
+    silent: float,
+    siblings: Tensor | None,
+    directions: Tensor | None,
+    probe: Tensor | None,
+    least_cosine: float | None,
+) -> Absorption:
+    is_parent, is_child = sides.test_truth[:, 0], sides.test_truth[:, column]
     values = sides.test.dense([child_latent, *parents])
     quiet = (values[:, 1:] <= silent).all(1)
     absorbed = quiet & (values[:, 0] > silent)
@@ -124,7 +223,7 @@ def absorption(
         least = 2 / len(direction) ** 0.5 if least_cosine is None else least_cosine
         absorbed &= cosine >= least
     elsewhere = is_parent & ~is_child
-    both = is_child & siblings[heldout] if siblings is not None else torch.zeros_like(is_child)
+    both = is_child & siblings if siblings is not None else torch.zeros_like(is_child)
     return Absorption(
         rate=_share(absorbed, is_child),
         n=int(is_child.sum()),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from phantom.factors import PhantomError
-from sae.evaluate import auroc
+from sae.latent_scores import auroc
 
 
 class Mean(NamedTuple):

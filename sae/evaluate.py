@@ -1,215 +1,452 @@
-"""What a dictionary costs the model, and what its latents know about labels."""
+"""A dictionary on held-out patients, beside PCA, random directions and other dictionaries.
+
+All stand at one L0, that of the dictionary: PCA has as many components, other dictionaries get a
+threshold for it, random ones fire as often. Every figure has what it is a mean of and a 95 %
+interval by patient.
+
+Letters: n rows, d width, F latents, R roles, P patients.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from hooks.files import ConfigError
-from hooks.harvest import POLICIES
-from hooks.progress import track
-from hooks.prompts import Prompt, PromptRunner
 from hooks.roles import Role
-from hooks.sites import resolve_site, rewrite
 from hooks.store import ActivationFolder
-from hooks.studies import Study
+from sae.baselines import fit_pca, random_dictionary
+from sae.calibrate import calibrate_by_role, calibrate_threshold
+from sae.cross_entropy import StudyLosses
+from sae.intervals import (
+    DRAWS,
+    Figure,
+    auroc_interval,
+    mean_interval,
+    patient_codes,
+    patient_draws,
+    ratio,
+)
+from sae.latent_scores import scorable
+from sae.latents import gather
+from sae.maxima import maxima_of
 from sae.model import MatryoshkaSAE
+from sae.probing import sparse_probes
+from sae.stability import stability
+
+DENSITY_EDGES = tuple(float(edge) for edge in np.linspace(-7, 0, 29))
+"""Of the histogram of log10 firing rates."""
 
 
-class CrossEntropy(NamedTuple):
-    """Mean next-token loss (nats) on report tokens, with the site left alone or replaced."""
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and on whom."""
 
-    n_tokens: int
-    clean: float
-    reconstructed: float
-    zero_ablated: float
-    mean_ablated: float
-
-    @property
-    def recovered_zero(self) -> float:
-        """``(zero − reconstructed) / (zero − clean)``: 1 is a perfect dictionary."""
-        return (self.zero_ablated - self.reconstructed) / (self.zero_ablated - self.clean)
-
-    @property
-    def recovered_mean(self) -> float:
-        """The same against mean ablation, which is the harder baseline."""
-        return (self.mean_ablated - self.reconstructed) / (self.mean_ablated - self.clean)
+    heldout: float = 0.2
+    """Share of patients."""
+    ks: tuple[int, ...] = (1, 2, 5, 10)
+    """Latents of the probes."""
+    least: int = 5
+    """Studies with a label, and without, that each side must have for a probe."""
+    draws: int = DRAWS
+    """Resamples of patients behind an interval."""
+    sample_rows: int = 8192
+    """Held-out rows on which the random dictionary's firing rates are set."""
+    batch: int = 4096
+    seed: int = 0
 
 
-@torch.no_grad()
-def cross_entropy(
-    model: Any,
-    runner: PromptRunner,
-    studies: Sequence[Study],
+class Code(NamedTuple):
+    """Anything that encodes rows and puts them together again."""
+
+    encode: Callable[[Tensor], Tensor]
+    """Rows ``[n, d]`` to features ``[n, m]``, 0 or above."""
+    decode: Callable[[Tensor], Tensor]
+    """Features back to rows."""
+    n_features: int
+    l0: float | None = None
+    """Fixed, or None to count what fires."""
+    sae: MatryoshkaSAE | None = None
+
+    def reconstruct(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """What is left of rows, for a model to go on with."""
+        return self.decode(self.encode(x))
+
+
+def code_of(sae: MatryoshkaSAE) -> Code:
+    """A dictionary at inference."""
+
+    def encode(x: Tensor) -> Tensor:
+        return sae.encode(x.to(sae.W_dec))
+
+    return Code(encode, sae.decode, sae.config.n_latents, None, sae)
+
+
+def codes(
     sae: MatryoshkaSAE,
-    mean: Float[Tensor, " d"],
-) -> CrossEntropy:
-    """Loss on the reports of ``studies`` with the SAE's site replaced four ways.
+    folder: ActivationFolder,
+    config: EvaluationConfig,
+    others: Mapping[str, MatryoshkaSAE],
+) -> dict[str, Code]:
+    """The dictionary under the name ``sae``, and all that stands beside it at its L0.
 
-    Only positions of the roles the SAE was trained on (its policy) are replaced; everything else
-    keeps its own activation, in all four conditions.
+    The thresholds of ``others`` are changed. PCA's components are those of training patients.
+
+    Raises
+    ------
+    ConfigError
+        If another dictionary is of another site, or has a name that is taken.
+    """
+    site = sae.config.site
+    heldout = folder.heldout(config.heldout)
+    if not heldout.any() or heldout.all():
+        raise ConfigError(
+            f"{folder.folder}: {int(heldout.sum())} of {len(heldout)} rows are of held-out "
+            "patients; change the held-out share, or harvest more studies"
+        )
+    l0 = _l0(sae, folder, heldout, config.batch)
+    if l0 <= 0:
+        raise ConfigError("no latent of the dictionary fires on held-out rows; train for longer")
+    rank = min(max(round(l0), 1), sae.config.d_model)
+    pca = fit_pca(folder, site, ~heldout, rank, config.batch)
+    sample = _rows(folder, site, heldout, config.sample_rows).to(sae.W_dec)
+    found = {
+        "sae": code_of(sae),
+        "pca": Code(pca.encode, pca.decode, 2 * rank, float(rank)),
+        "random": code_of(random_dictionary(sae, sample, config.seed)),
+    }
+    for name, other in others.items():
+        if name in found:
+            raise ConfigError(f"the name {name!r} is taken by {sorted(found)}; give another one")
+        if other.config.site != site:
+            raise ConfigError(
+                f"{name} is a dictionary of site {other.config.site!r}, not of {site!r}; compare "
+                "dictionaries of one site"
+            )
+        with torch.no_grad():
+            other.threshold.fill_(
+                calibrate_threshold(other, folder, heldout, l0, config.batch).threshold
+            )
+        found[name] = code_of(other)
+    return found
+
+
+def evaluate(
+    sae: MatryoshkaSAE,
+    folder: ActivationFolder,
+    config: EvaluationConfig | None = None,
+    others: Mapping[str, MatryoshkaSAE] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """The record that `maira-sae eval` writes, but for cross-entropy.
 
     Parameters
     ----------
-    mean
-        Mean activation of those roles, for mean ablation.
+    others
+        Dictionaries of the same site, by name; their thresholds are set to ``sae``'s L0.
+    labels
+        Labels of every study in the folder, for the probes.
+
+    Returns
+    -------
+    dict
+        ``dictionaries`` (by name: figures overall and by role, dead latents, density),
+        ``calibration`` (thresholds for L0 k, overall and by role), ``stability`` (by name of the
+        other dictionary) and ``probing`` (by label and dictionary).
+
+    Raises
+    ------
+    ConfigError
+        If nobody is held out, or nothing fires.
     """
-    site = resolve_site(model, sae.config.site)
-    kept = POLICIES[sae.config.policy]
-    prompts = [runner.prompt(i, study) for i, study in enumerate(studies)]
-    if not any(prompt.tokens.of_role(Role.REPORT, Role.GROUNDING).any() for prompt in prompts):
-        raise ConfigError("no study has a report, so there is no loss to measure; give reports")
-    mean = mean.to(model.device, torch.float32)
-    sae = sae.to(model.device)
-    changes: dict[str, Callable[[Tensor], Tensor] | None] = {
-        "clean": None,
-        "reconstructed": lambda x: sae(x),
-        "zero_ablated": torch.zeros_like,
-        "mean_ablated": lambda x: mean.expand_as(x),
+    config = config or EvaluationConfig()
+    others = dict(others or {})
+    heldout = folder.heldout(config.heldout)
+    beside = codes(sae, folder, config, others)
+    tallies = tally(beside, folder, sae.config.site, heldout, config)
+    record: dict[str, Any] = {
+        "site": sae.config.site,
+        "config": asdict(config),
+        "n_tokens": int(heldout.sum()),
+        "n_patients": len(set(folder.column("patient")[heldout])),
+        "interval": f"95 %, {config.draws} resamples of held-out patients",
+        "dictionaries": {name: one.record() for name, one in tallies.items()},
+        "calibration": _calibration(sae, folder, heldout, config),
     }
-    losses = {}
-    n_tokens = 0
-    for name, change in track(changes.items(), "cross-entropy", total=len(changes)):
-        losses[name], n_tokens = _mean_loss(model, runner, prompts, site, kept, change)
-    return CrossEntropy(n_tokens, **losses)
+    rates, found = tallies["sae"].rates(), {}
+    for name in (*others, "random"):
+        other = beside[name].sae
+        if other is not None and float((rates > 0).sum()) >= 2:
+            alive = tallies[name].rates() > 0
+            if int(alive.sum()) >= 2:
+                match = stability(sae, other, rates, alive)
+                found[name] = {
+                    "mean_cosine": match.mean_cosine.record(),
+                    "shared": match.shared.record(),
+                }
+    record["stability"] = found
+    if labels is not None:
+        record["probing"] = probe_labels(beside, folder, sae.config.site, labels, config)
+    return record
 
 
-def _mean_loss(
-    model: Any,
-    runner: PromptRunner,
-    prompts: Sequence[Prompt],
-    site: Any,
-    kept: Sequence[Role],
-    change: Callable[[Tensor], Tensor] | None,
-) -> tuple[float, int]:
-    def forward(batch: Sequence[Prompt], start: int, inputs: Mapping[str, Any]) -> Tensor:
-        mask = _padded_mask(batch, start, inputs["input_ids"].shape[1], kept).to(model.device)
+class Tally(NamedTuple):
+    """What was counted of one code, by patient and role."""
 
-        def replace(value: Tensor) -> Tensor:
-            if change is None or not mask.any():
-                return value
-            changed = value.clone()
-            changed[mask] = change(value[mask].float()).to(value.dtype)
-            return changed
+    roles: tuple[str, ...]
+    sums: Float[Tensor, "P R 6"]
+    """Rows, squared error, squared distance from the mean of all held-out rows, the same from the
+    role's mean, active features, cosines."""
+    fired: Float[Tensor, "R m"]
+    draws: Float[Tensor, "B P"]
+    code: Code
 
-        with rewrite(site, replace):
-            return model.model(**inputs).last_hidden_state
+    def rates(self, role: int | None = None) -> Float[Tensor, " m"]:
+        """Share of rows each feature fires on."""
+        chosen = slice(None) if role is None else slice(role, role + 1)
+        rows = self.sums[:, chosen, 0].sum()
+        return self.fired[chosen].sum(0) / rows
 
-    total, count = 0.0, 0
-    for ran in runner.run(prompts, forward):
-        for i, prompt in enumerate(ran.prompts):
-            targets = np.flatnonzero(prompt.tokens.of_role(Role.REPORT, Role.GROUNDING))
-            rows = torch.from_numpy(targets - 1)  # each token is predicted from the one before
-            hidden = ran.result[i, : len(prompt.tokens) - ran.start]
-            if ran.prefix is not None:
-                hidden = torch.cat([ran.prefix[0], hidden])
-            logits = model.lm_head(hidden[rows.to(hidden.device)]).float()
-            ids = torch.from_numpy(prompt.tokens.ids[targets]).to(logits.device)
-            total += float(F.cross_entropy(logits, ids, reduction="sum"))
-            count += len(targets)
-    return total / count, count
+    def figures(self, role: int | None = None) -> dict[str, Figure]:
+        """FVU, L0 and cosine, overall (with the overall mean) or of a role (with its own)."""
+        whole = self.sums.sum(1) if role is None else self.sums[:, role]
+        rows, error, spread_all, spread_role, active, cosine = whole.T
+        n = int(rows.sum())
+        return {
+            "fvu": ratio(error, spread_all if role is None else spread_role, n, self.draws),
+            "l0": ratio(active, rows, n, self.draws),
+            "cosine": ratio(cosine, rows, n, self.draws),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """For JSON; latents only of codes that have any."""
+        found: dict[str, Any] = {n: one.record() for n, one in self.figures().items()}
+        present = [i for i in range(len(self.roles)) if float(self.sums[:, i, 0].sum()) > 0]
+        found["roles"] = {
+            self.roles[i]: {n: one.record() for n, one in self.figures(i).items()} for i in present
+        }
+        if self.code.sae is None:
+            return found
+        names: list[tuple[dict[str, Any], int | None]] = [(found, None)]
+        names += [(found["roles"][self.roles[i]], i) for i in present]
+        for target, role in names:
+            rates = self.rates(role)
+            target["dead_fraction"] = mean_interval((rates == 0).double()).record()
+            target["density"] = density(rates)
+        return found
 
 
-def _padded_mask(
-    batch: Sequence[Prompt], start: int, width: int, kept: Sequence[Role]
-) -> Bool[Tensor, "batch width"]:
-    mask = torch.zeros(len(batch), width, dtype=torch.bool)
-    for i, prompt in enumerate(batch):
-        own = prompt.tokens.of_role(*kept)[start:]
-        mask[i, : len(own)] = torch.from_numpy(own)
-    return mask
+def density(rates: Float[Tensor, " F"]) -> dict[str, Any]:
+    """Histogram of log10 firing rates; latents that never fire are counted apart.
 
-
-class StudyMaxima(NamedTuple):
-    """The largest activation of every latent in every study."""
-
-    studies: list[str]
-    values: Float[Tensor, "S F"]
+    >>> density(torch.tensor([0.0, 0.1, 1.0]))["never"]
+    1
+    """
+    alive = rates[rates > 0].double().log10().clamp_min(DENSITY_EDGES[0])
+    counts, _ = np.histogram(alive.numpy(), bins=np.array(DENSITY_EDGES))
+    return {
+        "log10_edges": list(DENSITY_EDGES),
+        "counts": counts.tolist(),
+        "never": int((rates == 0).sum()),
+    }
 
 
 @torch.no_grad()
-def study_maxima(
-    sae: MatryoshkaSAE,
+def tally(
+    beside: Mapping[str, Code],
     folder: ActivationFolder,
-    role: Role = Role.REPORT,
-    batch: int = 8192,
-) -> StudyMaxima:
-    """Maximum over each study's tokens of ``role``; ``S · F`` floats stay in memory."""
-    site = folder.check_site(sae.config.site)
-    names = folder.column("study")
-    chosen = folder.column("role") == role.name.lower()
-    studies = list(dict.fromkeys(names))
-    numbers = {name: i for i, name in enumerate(studies)}
-    rows = torch.tensor([numbers[name] for name in names])
-    values = torch.zeros(len(studies), sae.config.n_latents)
+    site: str,
+    mask: Bool[np.ndarray, " n"],
+    config: EvaluationConfig,
+) -> dict[str, Tally]:
+    """Run every code over the rows of ``mask``, a batch at a time, in two passes."""
+    roles = tuple(role.name.lower() for role in Role)
+    role_of = torch.tensor([roles.index(name) for name in folder.column("role")])
+    patients, n_patients = patient_codes(folder.column("patient")[mask].tolist())
+    draws = patient_draws(n_patients, config.draws, config.seed)
+    patient_of = torch.full((folder.n_tokens,), -1)
+    patient_of[torch.from_numpy(mask)] = patients
+    d = folder.width(site)
+    totals, counts = torch.zeros(len(roles), d, dtype=torch.float64), torch.zeros(len(roles))
+    for x, where in _batches(folder, site, mask, config.batch):
+        totals.index_add_(0, role_of[where], x.double())
+        counts += torch.bincount(role_of[where], minlength=len(roles))
+    mean = totals.sum(0) / counts.sum()
+    means = totals / counts.clamp_min(1)[:, None]
+
+    sums = {n: torch.zeros(n_patients * len(roles), 6, dtype=torch.float64) for n in beside}
+    fired = {
+        n: torch.zeros(len(roles), c.n_features, dtype=torch.float64) for n, c in beside.items()
+    }
+    for x, where in _batches(folder, site, mask, config.batch):
+        exact, role = x.double(), role_of[where]
+        cell = patient_of[where] * len(roles) + role
+        spread = (exact - mean).square().sum(1)
+        own_spread = (exact - means[role]).square().sum(1)
+        for name, code in beside.items():
+            features = code.encode(x)
+            rebuilt = code.decode(features).cpu().double()
+            active = (features > 0).cpu().double()
+            l0 = active.sum(1) if code.l0 is None else torch.full((len(x),), code.l0)
+            error = (exact - rebuilt).square().sum(1)
+            cosine = torch.nn.functional.cosine_similarity(exact, rebuilt, dim=1)
+            ones = torch.ones(len(x), dtype=torch.float64)
+            values = torch.stack([ones, error, spread, own_spread, l0.double(), cosine], 1)
+            sums[name].index_add_(0, cell, values)
+            fired[name].index_add_(0, role, active)
+    return {
+        name: Tally(roles, sums[name].view(n_patients, len(roles), 6), fired[name], draws, code)
+        for name, code in beside.items()
+    }
+
+
+def probe_labels(
+    beside: Mapping[str, Code],
+    folder: ActivationFolder,
+    site: str,
+    labels: Mapping[str, Sequence[str]],
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """k-sparse probes of study labels on the largest activation of each study.
+
+    Latents are chosen and weights fitted on training patients; AUROC and F1 are of held-out ones.
+
+    Raises
+    ------
+    ConfigError
+        If a study of the folder has no entry in ``labels``.
+    """
+    studies = list(dict.fromkeys(folder.column("study")))
+    missing = [study for study in studies if study not in labels]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} studies of {folder.folder} have no labels, {missing[0]!r} for one; "
+            "give the studies that were harvested"
+        )
+    owner = dict(zip(folder.column("study"), folder.column("patient"), strict=True))
+    side = dict(zip(folder.column("study"), folder.heldout(config.heldout), strict=True))
+    heldout = torch.tensor([bool(side[study]) for study in studies])
+    names = sorted({label for study in studies for label in labels[study]})
+    truth = torch.tensor([[n in labels[study] for n in names] for study in studies]).bool()
+    truth = truth.view(len(studies), len(names))
+    usable = scorable(truth, heldout, config.least)
+    record: dict[str, Any] = {
+        "left_out": [name for name, ok in zip(names, usable.tolist(), strict=True) if not ok],
+        "labels": {},
+    }
+    kept = [name for name, ok in zip(names, usable.tolist(), strict=True) if ok]
+    if not kept:
+        return record
+    patient, n_patients = patient_codes(
+        [owner[s] for s, out in zip(studies, heldout.tolist(), strict=True) if out]
+    )
+    draws = patient_draws(n_patients, config.draws, config.seed)
+    record["labels"] = {label: {} for label in kept}
+    for name, code in beside.items():
+        maxima = maxima_of(code.encode, code.n_features, folder, site, None, config.batch)
+        latents = gather(maxima.values)
+        heldout_latents = latents.take(heldout)
+        found = sparse_probes(latents, truth[:, usable], heldout, config.ks)
+        for column, (label, by_k) in enumerate(zip(kept, found, strict=True)):
+            carried = truth[heldout][:, usable][:, column]
+            record["labels"][label][name] = {
+                str(k): {
+                    "auroc": auroc_interval(
+                        heldout_latents.dense(probe.latents).double()
+                        @ torch.tensor(probe.weights, dtype=torch.float64)
+                        + probe.bias,
+                        carried,
+                        patient,
+                        draws,
+                    ).record(),
+                    "f1": probe.f1,
+                    "n_positive": probe.n_positive,
+                    "latents": list(probe.latents),
+                }
+                for k, probe in by_k.items()
+            }
+    return record
+
+
+def recovered(
+    found: StudyLosses, patients: Sequence[str], config: EvaluationConfig
+) -> dict[str, Any]:
+    """Cross-entropy recovered by every replacement, against zero and against mean ablation.
+
+    Parameters
+    ----------
+    patients
+        Of the studies, in order.
+    """
+    patient, n_patients = patient_codes(patients)
+    draws = patient_draws(n_patients, config.draws, config.seed)
+
+    def by_patient(values: Tensor) -> Tensor:
+        return torch.zeros(n_patients, dtype=torch.float64).index_add_(0, patient, values)
+
+    sums = {name: by_patient(losses) for name, losses in found.losses.items()}
+    n = int(found.n_tokens.sum())
+    ablations = ("zero_ablated", "mean_ablated")
+    return {
+        name: {
+            f"recovered_{ablation.removesuffix('_ablated')}": ratio(
+                sums[ablation] - sums[name], sums[ablation] - sums["clean"], n, draws
+            ).record()
+            for ablation in ablations
+        }
+        for name in sums
+        if name not in ("clean", *ablations)
+    }
+
+
+def _calibration(
+    sae: MatryoshkaSAE, folder: ActivationFolder, heldout: np.ndarray, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Thresholds at which L0 is k, on all held-out rows and on each role's."""
+    target = float(sae.config.k)
+    if target >= sae.config.n_latents:
+        return {}
+    try:
+        overall = calibrate_threshold(sae, folder, heldout, target, config.batch)
+        by_role = calibrate_by_role(sae, folder, heldout, target, config.batch)
+    except ConfigError as error:  # fewer positive pre-activations than k: nothing to choose
+        return {"target_l0": target, "impossible": str(error)}
+    return {
+        "target_l0": target,
+        "threshold_now": float(sae.threshold),
+        "overall": overall._asdict(),
+        "roles": {name: one._asdict() for name, one in by_role.items()},
+    }
+
+
+@torch.no_grad()
+def _l0(sae: MatryoshkaSAE, folder: ActivationFolder, mask: np.ndarray, batch: int) -> float:
+    active = 0
+    for x, _ in _batches(folder, sae.config.site, mask, batch):
+        active += int((sae.encode(x.to(sae.W_dec)) > 0).sum())
+    return active / int(mask.sum())
+
+
+def _batches(folder: ActivationFolder, site: str, mask: np.ndarray, batch: int) -> Any:
+    """Chosen rows, and their numbers, in order."""
     for start in range(0, folder.n_tokens, batch):
         stop = min(start + batch, folder.n_tokens)
-        mask = torch.from_numpy(chosen[start:stop])
-        if mask.any():
-            z = sae.encode(folder.rows(site, start, stop)[mask].to(sae.W_dec)).cpu()
-            index = rows[start:stop][mask][:, None].expand_as(z)
-            values.scatter_reduce_(0, index, z.to(values.dtype), reduce="amax")
-    return StudyMaxima(studies, values)
+        chosen = torch.from_numpy(mask[start:stop])
+        if chosen.any():
+            where = chosen.nonzero().flatten() + start
+            yield folder.rows(site, start, stop)[chosen].float(), where
 
 
-def auroc(scores: Float[Tensor, "S F"], labels: Bool[Tensor, " S"]) -> Float[Tensor, " F"]:
-    """Area under the ROC curve of every column; ties count one half. NaN with one class only."""
-    positive, negative = scores[labels].T.contiguous(), scores[~labels].T.contiguous()
-    if positive.shape[1] == 0 or negative.shape[1] == 0:
-        return torch.full((scores.shape[1],), float("nan"))
-    negative = negative.sort(dim=1).values
-    below = torch.searchsorted(negative, positive, right=False)
-    not_above = torch.searchsorted(negative, positive, right=True)
-    wins = (below + not_above).double().sum(dim=1) / 2
-    return (wins / (positive.shape[1] * negative.shape[1])).float()
-
-
-class Probe(NamedTuple):
-    """The single latent that best separates studies with and without a label."""
-
-    latent: int
-    auroc: float
-    """On held-out studies."""
-    auroc_chosen_on: float
-    """On the studies the latent was chosen on."""
-    n_positive: int
-    """Held-out studies that carry the label."""
-
-
-def best_latent(
-    maxima: StudyMaxima, labels: Bool[Tensor, " S"], heldout: Bool[Tensor, " S"]
-) -> Probe:
-    """Choose a latent by AUROC on training studies and measure it on held-out ones."""
-    on_train = auroc(maxima.values[~heldout], labels[~heldout])
-    latent = int(on_train.nan_to_num(0).argmax())
-    column = maxima.values[heldout][:, latent : latent + 1]
-    return Probe(
-        latent=latent,
-        auroc=float(auroc(column, labels[heldout])[0]),
-        auroc_chosen_on=float(on_train[latent]),
-        n_positive=int(labels[heldout].sum()),
-    )
-
-
-@torch.no_grad()
-def random_dictionary(
-    sae: MatryoshkaSAE, x: Float[Tensor, "rows d"], seed: int = 0
-) -> MatryoshkaSAE:
-    """A dictionary of random directions: what a method finds without any learning.
-
-    Shape, site and decoder bias are those of ``sae``. Every latent fires on the same share of
-    ``x``, so that both have the same L0 there: with one threshold for all, the directions that
-    happen to lie along the largest variance would fire almost everywhere and the rest never.
-    """
-    random = MatryoshkaSAE(sae.config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
-    random.b_dec.copy_(sae.b_dec)
-    active = round(float((sae.encode(x) > 0).sum()) / sae.config.n_latents)
-    scores = (x - random.b_dec) @ random.W_enc
-    random.b_enc.copy_(-scores.kthvalue(len(x) - active, dim=0).values)
-    return random.eval()
+def _rows(folder: ActivationFolder, site: str, mask: np.ndarray, most: int) -> Tensor:
+    """At most that many of the chosen rows, evenly spread over them."""
+    numbers = np.flatnonzero(mask)
+    numbers = numbers[:: max(1, -(-len(numbers) // most))]
+    spread = np.zeros_like(mask)
+    spread[numbers] = True
+    return torch.cat([x for x, _ in _batches(folder, site, spread, 4096)])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hooks.files import (
     write_json,
 )
 from hooks.store import ActivationFolder
-from sae.calibrate import threshold_for
+from sae.calibrate import calibrate_batches
 from sae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sae.display import TrainingDisplay
 from sae.loggers import open_loggers
@@ -182,9 +183,13 @@ def _finish(
     record["kernels"] = trainer.ranks.kernels.name
     if config.calibration_rows and config.activation == "batch_topk":
         batches = rows.batches([config.site], config.batch, config.seed, {})
-        calibrated = threshold_for(raw, batches, config.calibration_rows, config.k)
-        raw.threshold.fill_(calibrated.threshold)
-        record["calibration"] = calibrated._asdict()
+        sample = list(islice(batches, -(-config.calibration_rows // config.batch)))
+        overall, roles = calibrate_batches(raw, sample, config.k)
+        raw.threshold.fill_(overall.threshold)
+        record["calibration"] = {
+            **overall._asdict(),
+            "by_role": {name: one._asdict() for name, one in roles.items()},
+        }
     every, roles = measure_by_role(raw, config.site, rows.heldout([config.site]))
     record["heldout"] = every.summary()
     record["heldout_roles"] = {name: quality.summary() for name, quality in roles.items()}

@@ -78,7 +78,8 @@ class TrainConfig:
     threshold_beta: float = 0.999
     """Its moving average."""
     calibration_rows: int = 0
-    """Rows on which the threshold is set, in the end, so that L0 is ``k``; 0 keeps the average."""
+    """Training rows (in whole batches, in memory) on which the threshold is set, in the end, so
+    that L0 is ``k``; 0 keeps the average."""
     heldout: float = 0.2
     """Share of patients kept out of training."""
     seed: int = 0

@@ -85,6 +85,12 @@ def last_json(result):
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def test_help_of_bench_has_a_worked_example():
+    result = run("bench", "absorption", "--help")
+    assert result.returncode == 0
+    assert "Example: maira-sae bench absorption" in " ".join(result.stdout.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_a_worked_example(command):
     result = run(command, "--help")
@@ -103,6 +109,44 @@ def test_harvest_train_eval_verify(pipeline, checkpoint, studies_folder):
     )
     assert result["fvu"] == last_json(trained)["heldout"]["fvu"]
     assert result["cross_entropy"]["n_tokens"] > 20
+
+
+def test_eval_beside_another_dictionary(pipeline, checkpoint, studies_folder, tmp_path):
+    _, acts, sae, *_ = pipeline
+    other, out = tmp_path / "flat", tmp_path / "eval"
+    done = run(
+        *("train", acts, "--out", other, "--expansion", 4, "--k", 4, "--steps", 30, "--batch", 64),
+        *("--lr", 0.003, "--warmup-steps", 2, "--threshold-start", 10, "--seed", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    result = last_json(
+        run(
+            *("eval", sae, acts, "--beside", other, "--model", checkpoint),
+            *("--studies", studies_folder, "--out", out, "--heldout", 0.4, "--json"),
+        )
+    )
+    names = {"sae", "pca", "random", "flat"}
+    assert set(result["dictionaries"]) == set(result["cross_entropy_recovered"]) == names
+    figure = result["cross_entropy_recovered"]["sae"]["recovered_zero"]
+    assert figure["value"] == pytest.approx(result["ce_recovered"])
+    assert figure["n"] == result["cross_entropy"]["n_tokens"]
+    l0 = {name: one["l0"]["value"] for name, one in result["dictionaries"].items()}
+    assert l0["flat"] == pytest.approx(l0["sae"], abs=2 / result["n_tokens"])
+    assert set(result["stability"]) == {"flat", "random"}
+    assert json.loads((out / "evaluation.json").read_text()) == result
+    assert "<h2>Cross-entropy recovered</h2>" in (out / "evaluation.html").read_text()
+
+
+def test_bench_absorption(tmp_path):
+    args = ("bench", "absorption", "--quick", "--seeds", 2, "--out", tmp_path, "--json")
+    result = last_json(run(*args))
+    assert set(result) == {"l0", "matryoshka", "batchtopk", "ratio", "seeds"}
+    for arm in ("matryoshka", "batchtopk"):
+        rates = [row[arm]["rate"] for row in result["seeds"]]
+        assert result[arm]["mean"] == pytest.approx(sum(rates) / 2)
+        assert result[arm]["sd"] == pytest.approx(abs(rates[0] - rates[1]) / 2**0.5)
+        assert result["l0"][arm] == pytest.approx(4, abs=0.01)
+    assert last_json(run(*args)) == result, "running again resumes"
 
 
 def test_steer(pipeline, checkpoint, studies_folder):

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from hooks.files import ConfigError
 from phantom import PhantomError, Truth
 from phantom.absorption import absorption
-from phantom.latent_scores import (
+from phantom.localisation import localise
+from sae import auroc
+from sae.latent_scores import (
     assign,
     aurocs,
     best_latents,
@@ -20,10 +23,8 @@ from phantom.latent_scores import (
     match_latents,
     scorable,
 )
-from phantom.latents import gather, heldout_rows, pool
-from phantom.localisation import localise
-from phantom.probes import sparse_probes, splitting
-from sae import auroc
+from sae.latents import gather, heldout_rows, pool
+from sae.probing import sparse_probes, splitting
 
 WIDTH, N_FACTORS = 32, 6
 few = settings(max_examples=40, deadline=None)
@@ -141,7 +142,7 @@ def test_aurocs_are_the_same_in_blocks(world, monkeypatch):
     _, _, truth, _ = world
     latents = random_latents(len(truth), 9)
     whole = aurocs(latents, truth)
-    monkeypatch.setattr("phantom.latent_scores._BLOCK", 3000)
+    monkeypatch.setattr("sae.latent_scores._BLOCK", 3000)
     torch.testing.assert_close(aurocs(latents, truth), whole)
 
 
@@ -285,26 +286,26 @@ def test_what_cannot_be_scored_is_refused(world):
     rare = truth.clone()
     rare[:, 2] = False
     assert scorable(rare, heldout).tolist() == [True, True, False, True, True, True]
-    with pytest.raises(PhantomError, match="factor 2 is carried by 0 of"):
+    with pytest.raises(ConfigError, match="factor 2 is carried by 0 of"):
         best_latents(latents, rare, heldout)
-    with pytest.raises(PhantomError, match="rows of latents"):
+    with pytest.raises(ConfigError, match="rows of latents"):
         best_latents(latents[1:], truth, heldout)
-    with pytest.raises(PhantomError, match="held-out"):
+    with pytest.raises(ConfigError, match="held-out"):
         best_latents(latents, truth, torch.zeros_like(heldout))
-    with pytest.raises(PhantomError, match="4 latents for 6 factors"):
+    with pytest.raises(ConfigError, match="4 latents for 6 factors"):
         match_latents(latents, truth, heldout)
-    with pytest.raises(PhantomError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 1"):
         sparse_probes(latents, truth, heldout, ks=(0,))
-    with pytest.raises(PhantomError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 1"):
         splitting(latents, truth[:, 0], heldout, most=0)
-    with pytest.raises(PhantomError, match="NaN"):
+    with pytest.raises(ConfigError, match="NaN"):
         gather(latents * torch.nan)
     for empty in ([], latents[:0]):
-        with pytest.raises(PhantomError, match="no rows"):
+        with pytest.raises(ConfigError, match="no rows"):
             gather(empty)
-    with pytest.raises(PhantomError, match="one width"):
+    with pytest.raises(ConfigError, match="one width"):
         gather([latents, latents[:, 1:]])
-    with pytest.raises(PhantomError, match="groups"):
+    with pytest.raises(ConfigError, match="groups"):
         pool(latents, truth, ["a"])
     child, _, parent, heldout = planted()
     latents = random_latents(len(child), 3)

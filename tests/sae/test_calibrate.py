@@ -1,58 +1,99 @@
+"""A calibrated threshold gives the L0 asked for, to the last latent."""
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hooks.files import ConfigError
-from hooks.roles import Role
-from sae import calibrate
-from sae.calibrate import threshold_for, threshold_of
-from sae.model import MatryoshkaSAE, SAEConfig
-from sae.stream import Batch
-
-
-def l0(sae, x, threshold):
-    return float((sae.pre_activations(x) > threshold).sum()) / len(x)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    n=st.integers(1, 70),
-    target=st.floats(0.5, 6),
-    chunk=st.sampled_from([1, 7, 1024]),
+from sae import (
+    FolderRows,
+    MatryoshkaSAE,
+    SAEConfig,
+    calibrate_by_role,
+    calibrate_threshold,
+    measure,
 )
-def test_the_threshold_hits_the_target(seed, n, target, chunk):
-    sae = MatryoshkaSAE(SAEConfig(8, 24, 2, (24,)), seed=seed, dtype=torch.float64)
-    x = torch.randn(n, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    before, calibrate.CHUNK = calibrate.CHUNK, chunk
-    try:
-        threshold = threshold_of(sae, x, target)
-    finally:
-        calibrate.CHUNK = before
-    positive = float((sae.pre_activations(x) > 0).sum()) / n
-    wanted = min(max(1, round(n * target)) / n, positive)
-    assert l0(sae, x, threshold) == pytest.approx(wanted, abs=1.01 / n)  # chunks round otherwise
+from sae.calibrate import calibrate_batches
+
+SITE = "llm.1.resid_post"
 
 
-def test_roles_have_thresholds_of_their_own():
-    sae = MatryoshkaSAE(SAEConfig(8, 24, 2, (24,), site="s"))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 8, generator=generator)
-    roles = torch.tensor([int(Role.REPORT), int(Role.IMAGE)] * 200, dtype=torch.int8)
-    x[roles == int(Role.IMAGE)] *= 3
-    batches = [Batch({"s": x[:300]}, roles[:300], {}), Batch({"s": x[300:]}, roles[300:], {})]
-    found = threshold_for(sae, batches, 1000, 2.0)
-    assert found.n_rows == 400 and set(found.by_role) == {"report", "image"}
-    assert l0(sae, x, found.threshold) == pytest.approx(2, abs=0.01)
-    for role, threshold in found.by_role.items():
-        own = x[roles == int(Role[role.upper()])]
-        assert l0(sae, own, threshold) == pytest.approx(2, abs=0.01)
-    assert found.by_role["image"] > found.threshold > found.by_role["report"]
-    assert threshold_for(sae, batches, 50, 2.0).n_rows == 50
+@pytest.fixture
+def sae(activations):
+    sae = MatryoshkaSAE(SAEConfig(32, 96, 8, site=SITE), seed=3)
+    with torch.no_grad():
+        sae.b_dec.copy_(activations.moments(SITE).mean)
+    return sae
 
 
-def test_nothing_to_calibrate_on():
-    sae = MatryoshkaSAE(SAEConfig(8, 24, 2, (24,), site="s"))
-    with pytest.raises(ConfigError, match="no rows to calibrate on"):
-        threshold_for(sae, [], 10, 2.0)
+@torch.no_grad()
+def pre_activations(sae, folder, mask):
+    return sae.pre_activations(
+        folder.rows(SITE, 0, folder.n_tokens)[torch.from_numpy(mask)].float()
+    )
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0, 8.25, 40.0])
+def test_the_threshold_is_the_order_statistic(sae, activations, target):
+    mask = activations.heldout(0.4)
+    got = calibrate_threshold(sae, activations, mask, target, batch=4096)
+    pre = pre_activations(sae, activations, mask)
+    count = round(len(pre) * target)
+    assert got.threshold == pytest.approx(float(pre.flatten().sort(descending=True).values[count]))
+    assert got.l0 == count / len(pre)
+    assert got.n_tokens == len(pre)
+    before = float(sae.threshold)
+    assert before == 0, "the dictionary is left as it is"
+    sae.threshold.fill_(got.threshold)
+    assert measure(sae, activations, SITE, mask).l0 == pytest.approx(got.l0, abs=1.5 / len(pre))
+
+
+def test_batches_do_not_matter(sae, activations):
+    mask = np.ones(activations.n_tokens, dtype=bool)
+    whole = calibrate_threshold(sae, activations, mask, 4)
+    pieces = calibrate_threshold(sae, activations, mask, 4, batch=29)
+    assert pieces.threshold == pytest.approx(whole.threshold, rel=1e-5)
+
+
+def test_each_role_by_itself(sae, activations):
+    mask = activations.heldout(0.4)
+    got = calibrate_by_role(sae, activations, mask, 5)
+    roles = activations.column("role")
+    assert set(got) == set(roles[mask])
+    for name, one in got.items():
+        alone = calibrate_threshold(sae, activations, mask & (roles == name), 5)
+        assert one.l0 == alone.l0
+        assert one.threshold == pytest.approx(alone.threshold, rel=1e-5)
+
+
+def test_ties_stay_out_together(sae, activations):
+    """Every latent the same: a row has all 96 or none, and L0 stays below the target."""
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(0.5)
+    mask = np.ones(activations.n_tokens, dtype=bool)
+    got = calibrate_threshold(sae, activations, mask, 10)
+    assert (got.threshold, got.l0) == (0.5, 0.0)
+
+
+def test_all_that_is_positive_needs_no_threshold(sae, activations):
+    mask = np.ones(activations.n_tokens, dtype=bool)
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(-1)
+        sae.b_enc[:3] = torch.tensor([1.0, 2.0, 3.0])
+    assert calibrate_threshold(sae, activations, mask, 3)[:2] == (0.0, 3.0)
+    assert calibrate_threshold(sae, activations, mask, 2)[:2] == (1.0, 2.0)
+    with pytest.raises(ConfigError, match="ask for at most 3"):
+        calibrate_threshold(sae, activations, mask, 4)
+    with pytest.raises(ConfigError, match="fewer than all"):
+        calibrate_threshold(sae, activations, mask, 96)
+    with pytest.raises(ConfigError, match="no rows"):
+        calibrate_threshold(sae, activations, ~mask, 2)
+
+
+def test_rows_in_memory_are_rows_of_the_folder(sae, activations):
+    mask = activations.heldout(0.4)
+    overall, roles = calibrate_batches(sae, list(FolderRows(activations, 0.4).heldout([SITE])), 5)
+    assert overall == calibrate_threshold(sae, activations, mask, 5)
+    assert roles == calibrate_by_role(sae, activations, mask, 5)

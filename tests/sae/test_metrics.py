@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.evaluate import StudyMaxima, auroc, best_latent
+from sae.latent_scores import auroc
+from sae.maxima import StudyMaxima, best_latent
 from sae.metrics import QualityMeter
 
 

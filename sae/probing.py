@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from phantom.factors import PhantomError
-from phantom.latent_scores import Sides, best_threshold, f1, split
-from phantom.latents import Latents
-from sae.evaluate import auroc
+from hooks.files import ConfigError
+from sae.latent_scores import Sides, auroc, best_threshold, f1, split
+from sae.latents import Latents
 
 MARGIN = 0.03
 """By how much one more latent must raise the F1 to count as a part of a split factor; the value
@@ -67,11 +66,11 @@ def sparse_probes(
         fewer than k latents that vary gives as many as it has.
 
     Raises:
-        PhantomError: the numbers of rows differ, a factor has one class on a side, or a k is
+        ConfigError: the numbers of rows differ, a factor has one class on a side, or a k is
             below 1.
     """
     if not ks or min(ks) < 1:
-        raise PhantomError(f"probes of {tuple(ks)} latents asked for; use at least 1")
+        raise ConfigError(f"probes of {tuple(ks)} latents asked for; use at least 1")
     sides = split(latents, truth, heldout)
     found = []
     for factor in range(truth.shape[1]):
@@ -113,10 +112,10 @@ def splitting(
         most: latents to try at most.
 
     Raises:
-        PhantomError: as `sparse_probes`.
+        ConfigError: as `sparse_probes`.
     """
     if most < 1:
-        raise PhantomError(f"at most {most} latents asked for; use at least 1")
+        raise ConfigError(f"at most {most} latents asked for; use at least 1")
     sides = split(latents, factor[:, None], heldout)
     chosen: tuple[int, ...] = ()
     scores: list[float] = []

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooks.files import ConfigError
 from hooks.studies import split_of
-from phantom.factors import PhantomError
 
 
 class Latents(NamedTuple):
@@ -70,7 +70,7 @@ def gather(batches: Tensor | Iterable[Tensor]) -> Latents:
             `sae.encode(x)` of one batch after another.
 
     Raises:
-        PhantomError: there are no rows, widths differ, or an activation is not finite.
+        ConfigError: there are no rows, widths differ, or an activation is not finite.
     """
     if isinstance(batches, Tensor):
         batches = batches.split(8192)
@@ -78,17 +78,17 @@ def gather(batches: Tensor | Iterable[Tensor]) -> Latents:
     for batch in batches:
         found = batch.detach().cpu().float()
         if width not in (None, found.shape[1]):
-            raise PhantomError(f"a batch has {found.shape[1]} latents after {width}; use one width")
+            raise ConfigError(f"a batch has {found.shape[1]} latents after {width}; use one width")
         width = found.shape[1]
         row, column = found.nonzero(as_tuple=True)
         values.append(found[row, column])
         if not values[-1].isfinite().all():
-            raise PhantomError(f"rows from {n_rows} on hold NaN or infinity; mend the activations")
+            raise ConfigError(f"rows from {n_rows} on hold NaN or infinity; mend the activations")
         rows.append((row + n_rows).int())
         columns.append(column.int())
         n_rows += len(found)
     if not n_rows or width is None:
-        raise PhantomError("there are no rows of activations; give at least one")
+        raise ConfigError("there are no rows of activations; give at least one")
     column = torch.cat(columns)
     order = column.argsort(stable=True)
     counts = torch.bincount(column, minlength=width)
@@ -127,12 +127,12 @@ def pool(latents: Tensor | Latents, truth: Bool[Tensor, "n L"], groups: Sequence
         groups: the group of every row.
 
     Raises:
-        PhantomError: the numbers of rows differ.
+        ConfigError: the numbers of rows differ.
     """
     latents = sparse(latents)
     names = list(dict.fromkeys(groups))
     if not len(groups) == len(truth) == latents.n_rows:
-        raise PhantomError(
+        raise ConfigError(
             f"{latents.n_rows} rows of latents, {len(truth)} of truth and {len(groups)} of groups; "
             "give one of each a row"
         )

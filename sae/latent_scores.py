@@ -14,11 +14,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from phantom.factors import PhantomError
-from phantom.latents import Latents, sparse
-from sae.evaluate import auroc
+from hooks.files import ConfigError
+from sae.latents import Latents, sparse
 
 _BLOCK = 2**22  # entries ranked at a time
+
+
+def auroc(scores: Float[Tensor, "S F"], labels: Bool[Tensor, " S"]) -> Float[Tensor, " F"]:
+    """Area under the ROC curve of every column; ties count one half. NaN with one class only."""
+    positive, negative = scores[labels].T.contiguous(), scores[~labels].T.contiguous()
+    if positive.shape[1] == 0 or negative.shape[1] == 0:
+        return torch.full((scores.shape[1],), float("nan"))
+    negative = negative.sort(dim=1).values
+    below = torch.searchsorted(negative, positive, right=False)
+    not_above = torch.searchsorted(negative, positive, right=True)
+    wins = (below + not_above).double().sum(dim=1) / 2
+    return (wins / (positive.shape[1] * negative.shape[1])).float()
 
 
 class Sides(NamedTuple):
@@ -33,7 +44,7 @@ class Sides(NamedTuple):
 def split(latents: Tensor | Latents, truth: Tensor, heldout: Tensor) -> Sides:
     latents = sparse(latents)
     if truth.ndim != 2 or not latents.n_rows == len(truth) == len(heldout):
-        raise PhantomError(
+        raise ConfigError(
             f"{latents.n_rows} rows of latents, truth {tuple(truth.shape)} and {len(heldout)} of "
             "heldout; give one row of each, and truth as [n, L]"
         )
@@ -42,7 +53,7 @@ def split(latents: Tensor | Latents, truth: Tensor, heldout: Tensor) -> Sides:
         bad = ((carried == 0) | (carried == n)).nonzero().flatten().tolist()
         if bad or not n:
             which = f"factor {bad[0]}" if bad else "a factor"
-            raise PhantomError(
+            raise ConfigError(
                 f"{which} is carried by {int(carried[bad[0]]) if bad else 0} of {n} {side} rows; "
                 "give more studies, or only the columns that scorable() allows"
             )
@@ -63,7 +74,7 @@ def scorable(
 def aurocs(latents: Tensor | Latents, truth: Bool[Tensor, "n L"]) -> Float[Tensor, "F L"]:
     """Area under the ROC curve of every latent for every factor; ties count one half.
 
-    The same as `sae.auroc`, by the rank sum of Mann and Whitney over the entries that are not
+    The same as `auroc`, by the rank sum of Mann and Whitney over the entries that are not
     zero. NaN where a factor is carried by no row or by all.
     """
     latents = sparse(latents)
@@ -165,7 +176,7 @@ def best_latents(
         One score a factor, in the order of the columns of `truth`.
 
     Raises:
-        PhantomError: the numbers of rows differ, or a factor has one class on a side.
+        ConfigError: the numbers of rows differ, or a factor has one class on a side.
     """
     sides = split(latents, truth, heldout)
     on_train = aurocs(sides.train, sides.train_truth)
@@ -229,7 +240,7 @@ def assign(scores: np.ndarray) -> np.ndarray:
         int (L,): the row given to each column, none twice.
 
     Raises:
-        PhantomError: there are fewer rows than columns, or a score is not finite.
+        ConfigError: there are fewer rows than columns, or a score is not finite.
 
     Example:
         >>> assign(np.array([[0.9, 0.8], [0.7, 0.1]])).tolist()
@@ -237,16 +248,19 @@ def assign(scores: np.ndarray) -> np.ndarray:
     """
     n_rows, n_columns = scores.shape
     if n_rows < n_columns or not np.isfinite(scores).all():
-        raise PhantomError(
+        raise ConfigError(
             f"{n_rows} latents for {n_columns} factors, finite: {np.isfinite(scores).all()}; give "
             "at least as many latents as factors, and finite scores"
         )
     # Prices of rows and columns keep every reduced cost at 0 or above, so the shortest path from
     # a factor to a free latent never makes the sum worse than it must be.
     cost = -scores.T.astype(np.float64)
-    of_factor, of_latent = np.zeros(n_columns), np.zeros(n_rows)
+    of_factor, of_latent = cost.min(1), np.zeros(n_rows)
     taker = np.full(n_rows, -1)
-    for factor in range(n_columns):
+    # Whoever is first to ask for its best latent has it at once; most of two alike dictionaries do.
+    latents, factors = np.unique(cost.argmin(1), return_index=True)
+    taker[latents] = factors
+    for factor in np.setdiff1d(np.arange(n_columns), factors):
         distance, previous = np.full(n_rows, np.inf), np.full(n_rows, -1)
         settled = np.zeros(n_rows, bool)
         here, reached, current = -1, 0.0, factor
