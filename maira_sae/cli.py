@@ -293,6 +293,57 @@ def steer(
     _finish(result, as_json, f"before: {texts.before}\nafter:  {texts.after}")
 
 
+@app.command(
+    epilog="Example: `maira-sae convert microsoft/maira-2-sae sae/ --to maira_sae "
+    "--site llm.15.resid_post`"
+)
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, file or Hub id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="dictionary_learning, sae_lens, sparsify or maira_sae.")],
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repository.")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(help="Where SRC holds several dictionaries.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Named place it was trained on.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Token policy it was trained on.")] = None,
+    k: Annotated[int | None, typer.Option(help="If the files do not say it.")] = None,
+    group_sizes: Annotated[
+        str | None, typer.Option(help="Comma-separated, if the files do not say it.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="threshold or topk, instead of what the files say.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="If the files do not say it.")] = None,
+    norm_scale: Annotated[
+        float | None, typer.Option(help="The weights expect x · norm_scale; it is folded in.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a dictionary of this or another library and write it in another format."""
+    from sae import convert as run
+
+    sizes = _numbers(group_sizes, "--group-sizes") if group_sizes is not None else None
+    sae = run(
+        source,
+        destination,
+        to,
+        revision=revision,
+        subfolder=subfolder,
+        site=site,
+        policy=policy,
+        k=k,
+        group_sizes=sizes,
+        activation=activation,
+        threshold=threshold,
+        norm_scale=norm_scale,
+    )
+    c = sae.config
+    result = {"out": str(destination), "to": to, "d_model": c.d_model, "n_latents": c.n_latents}
+    result |= {"k": c.k, "activation": c.activation, "site": c.site, "origin": dict(c.origin)}
+    _finish(result, as_json, f"{destination}: {sae!r}")
+
+
 @app.command(epilog="Example: `maira-sae verify acts/`")
 def verify(
     folder: Annotated[Path, typer.Argument(help="Any finished folder of this library.")],
@@ -322,11 +373,11 @@ def _only_site(folder: Any) -> str:
     return folder.sites[0]
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str = "--latents") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise MairaSaeError(f"--latents is {text!r}; write numbers like 12,77") from None
+        raise MairaSaeError(f"{option} is {text!r}; write numbers like 12,77") from None
 
 
 def _device_map() -> str | None:

@@ -9,6 +9,7 @@ from sae.evaluate import (
     random_dictionary,
     study_maxima,
 )
+from sae.formats import convert
 from sae.loss import Objective, auxiliary_loss, objective
 from sae.metrics import Quality, QualityMeter, measure
 from sae.model import MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
@@ -28,6 +29,7 @@ __all__ = [
     "auroc",
     "auxiliary_loss",
     "best_latent",
+    "convert",
     "cross_entropy",
     "geometric_median",
     "group_sizes_of",
