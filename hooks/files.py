@@ -116,10 +116,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():
+        if folder.exists() and _files(folder) != {}:
             if _files(folder) != _files(temporary):
                 raise FolderError(f"{folder} exists and holds something else; give a new folder")
             return

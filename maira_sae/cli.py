@@ -305,6 +305,9 @@ def convert(
     subfolder: Annotated[
         str | None, typer.Option(help="Where SRC holds several dictionaries.")
     ] = None,
+    format: Annotated[
+        str | None, typer.Option("--from", help="SRC's format, if its files do not tell.")
+    ] = None,
     site: Annotated[str | None, typer.Option(help="Named place it was trained on.")] = None,
     policy: Annotated[str | None, typer.Option(help="Token policy it was trained on.")] = None,
     k: Annotated[int | None, typer.Option(help="If the files do not say it.")] = None,
@@ -330,6 +333,7 @@ def convert(
         to,
         revision=revision,
         subfolder=subfolder,
+        format=format,
         site=site,
         policy=policy,
         k=k,
@@ -341,7 +345,7 @@ def convert(
     c = sae.config
     result = {"out": str(destination), "to": to, "d_model": c.d_model, "n_latents": c.n_latents}
     result |= {"k": c.k, "activation": c.activation, "site": c.site, "origin": dict(c.origin)}
-    _finish(result, as_json, f"{destination}: {sae!r}")
+    _finish(result, as_json, f"{destination}: {sae!r}\nread as {json.dumps(result['origin'])}")
 
 
 @app.command(epilog="Example: `maira-sae verify acts/`")

@@ -144,7 +144,8 @@ class MatryoshkaSAE(nn.Module):
         directions = torch.randn(f, d, generator=generator, dtype=torch.float64)
         directions /= directions.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(directions.to(dtype))
-        self.W_enc = nn.Parameter(directions.T.contiguous().to(dtype))
+        # A copy always: `contiguous` and `to` give the same storage for one latent in float64.
+        self.W_enc = nn.Parameter(directions.T.contiguous().to(dtype, copy=True))
         self.b_enc = nn.Parameter(torch.zeros(f, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d, dtype=dtype))
         self.threshold: Tensor
@@ -252,6 +253,7 @@ class MatryoshkaSAE(nn.Module):
         *,
         revision: str | None = None,
         subfolder: str | None = None,
+        format: str | None = None,
         **given: Any,
     ) -> MatryoshkaSAE:
         """Read a folder, a file or a Hub repository, of this library or another; see `sae.formats`.
@@ -264,6 +266,9 @@ class MatryoshkaSAE(nn.Module):
             names and shapes tell what they are.
         revision, subfolder
             Of a Hub repository; a subfolder also of a local folder that holds several.
+        format
+            One of ``sae.formats.FORMATS`` instead of what file names tell; ``inspected`` goes
+            by the names and shapes of tensors.
         given
             What the files do not say, by the names of :class:`sae.formats.Given`: ``site``,
             ``policy``, ``k``, ``group_sizes``, ``activation``, ``threshold``, ``norm_scale``.
@@ -279,7 +284,7 @@ class MatryoshkaSAE(nn.Module):
         from sae.formats import Given, read
 
         reject_unknown_keys(given, [f.name for f in fields(Given)], "from_pretrained")
-        sae = read(source, Given(**given), revision=revision, subfolder=subfolder)
+        sae = read(source, Given(**given), revision=revision, subfolder=subfolder, format=format)
         return sae.to(device or "cpu").eval()
 
     @classmethod
@@ -298,7 +303,7 @@ class MatryoshkaSAE(nn.Module):
                 f"{folder}/sae.safetensors holds {found}, its config needs {expected}; "
                 "the two files are not from one run"
             )
-        sae.load_state_dict(tensors)
+        sae.load_state_dict(tensors, assign=True)
         return sae.eval()
 
 

@@ -20,6 +20,6 @@ which. A scale that is needed and not in the files is an error that asks for ``n
 
 from sae.formats.convert import WRITERS, convert
 from sae.formats.given import Given
-from sae.formats.read import read
+from sae.formats.read import FORMATS, read
 
-__all__ = ["WRITERS", "Given", "convert", "read"]
+__all__ = ["FORMATS", "WRITERS", "Given", "convert", "read"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from hooks.files import FormatError, atomic_folder, nearest
+from hooks.files import FormatError, atomic_folder, nearest, reject_unknown_keys
 from sae.formats import dictionary_learning, sae_lens, sparsify
 from sae.formats.given import Given
 from sae.formats.read import read
@@ -33,6 +33,7 @@ def convert(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
+    format: str | None = None,
     **given: Any,
 ) -> MatryoshkaSAE:
     """Write the dictionary at ``source`` as the folder ``destination``, whole or not at all.
@@ -43,7 +44,7 @@ def convert(
         What :meth:`sae.MatryoshkaSAE.from_pretrained` reads, or a dictionary.
     to
         ``dictionary_learning``, ``sae_lens``, ``sparsify`` or ``maira_sae``.
-    revision, subfolder, given
+    revision, subfolder, format, given
         As for ``from_pretrained``. ``activation="topk"`` makes a threshold dictionary select
         its k largest latents of each token instead, which changes what is active.
 
@@ -64,7 +65,7 @@ def convert(
         raise FormatError(f"no format {to!r}{nearest(to, WRITERS)} to write; there are {known}")
     if isinstance(source, MatryoshkaSAE):
         sae = source
-        if given.keys() - {"activation"} or revision or subfolder:
+        if given.keys() - {"activation"} or revision or subfolder or format:
             raise FormatError("a dictionary in memory says everything but activation itself")
         if "activation" in given:
             config = replace(sae.config, activation=given["activation"])
@@ -73,7 +74,8 @@ def convert(
             sae.threshold = state["threshold"].cpu().clone()
             sae.load_state_dict(state)
     else:
-        sae = read(source, Given(**given), revision=revision, subfolder=subfolder)
+        reject_unknown_keys(given, [f.name for f in fields(Given)], "convert")
+        sae = read(source, Given(**given), revision=revision, subfolder=subfolder, format=format)
     with atomic_folder(Path(destination)) as folder:
         WRITERS[to](sae, folder)
     return sae

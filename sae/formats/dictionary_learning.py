@@ -18,7 +18,7 @@ import torch
 from hooks.files import FormatError, nearest, write_json
 from sae.formats.given import Given
 from sae.formats.labels import KEY, layer_of_site, model_of, own_facts, own_record
-from sae.formats.tensors import Tensors, field, load_tensors, read_config
+from sae.formats.tensors import Tensors, field, load_tensors, read_config, whole_numbers
 from sae.formats.weights import Weights, assemble
 from sae.model import MatryoshkaSAE
 
@@ -39,7 +39,7 @@ def read(weights: Path, config: Path, given: Given) -> MatryoshkaSAE:
         known = ", ".join(READERS)
         raise FormatError(
             f"{config} says trainer.dict_class {name!r}{nearest(str(name), READERS)}; "
-            f"this library reads {known}"
+            f"this library reads {known}; format='inspected' goes by names and shapes alone"
         )
     tensors = load_tensors(weights)
     folded = "biases, by a factor that is not recorded"
@@ -56,7 +56,8 @@ def read(weights: Path, config: Path, given: Given) -> MatryoshkaSAE:
     if stored is not None or said is not None:
         facts["k"] = said if stored is None else stored
     if "group_sizes" in tensors.values:
-        facts["group_sizes"] = tensors.values["group_sizes"].tolist()
+        sizes = tensors.values["group_sizes"].flatten().tolist()
+        facts["group_sizes"] = whole_numbers(sizes, "group_sizes", weights)
     unset = activation == "topk" or bool((value.threshold < 0).all())
     if unset and activation == "threshold":
         folded += "; the threshold was never set, so every positive pre-activation is active"

@@ -18,19 +18,21 @@ from torch import Tensor
 from hooks.files import FormatError
 from sae.formats.given import Given
 from sae.formats.labels import model_of, site_of_hook
-from sae.formats.tensors import Tensors, load_tensors, read_config
+from sae.formats.tensors import Tensors, load_tensors, read_config, whole_numbers
 from sae.formats.weights import Weights, assemble
 from sae.model import MatryoshkaSAE
 
 NAMES = {
-    "encoder": ("w_enc", "encoder.weight", "encoder.linear.weight", "w_e", "enc.weight"),
-    "b_enc": ("b_enc", "encoder.bias", "encoder.linear.bias", "b_e", "enc.bias", "latent_bias"),
-    "decoder": ("w_dec", "decoder.weight", "decoder.linear.weight", "w_d", "dec.weight"),
-    "b_dec": ("b_dec", "decoder.bias", "decoder.linear.bias", "b_d", "dec.bias", "pre_bias"),
+    "encoder": ("w_enc", "encoder.weight", "encoder.linear.weight", "enc.weight"),
+    "b_enc": ("b_enc", "encoder.bias", "encoder.linear.bias", "enc.bias", "latent_bias"),
+    "decoder": ("w_dec", "decoder.weight", "decoder.linear.weight", "dec.weight"),
+    "b_dec": ("b_dec", "decoder.bias", "decoder.linear.bias", "dec.bias", "pre_bias"),
     "threshold": ("threshold", "thresholds"),
+    "group_sizes": ("group_sizes",),
+    "k": ("k",),
 }
 """Endings of tensor names, in lower case, by what they are."""
-LINEAR = (".weight",)
+REQUIRED = ("encoder", "b_enc", "decoder", "b_dec")
 
 
 def read(weights: Path, config: Path | None, given: Given) -> MatryoshkaSAE:
@@ -44,7 +46,7 @@ def read(weights: Path, config: Path | None, given: Given) -> MatryoshkaSAE:
     tensors = load_tensors(weights)
     content = read_config(config)
     found = {role: _one(tensors, role, names) for role, names in NAMES.items()}
-    missing = [role for role, name in found.items() if name is None and role != "threshold"]
+    missing = [role for role in REQUIRED if found[role] is None]
     if missing:
         _fail(tensors, f"no tensor for {', '.join(missing)} (known names: {_known(missing)})")
     names = {role: str(name) for role, name in found.items()}
@@ -53,13 +55,25 @@ def read(weights: Path, config: Path | None, given: Given) -> MatryoshkaSAE:
     encoder = _oriented(tensors, names["encoder"], f, d, linear_is_latent_major=True)
     decoder = _oriented(tensors, names["decoder"], f, d, linear_is_latent_major=False)
 
-    groups, k = _group_sizes(tensors, content), tensors.whole("k")
-    k = _said(content, "k", int, config) if k is None else k
-    activation = given.activation or _activation(tensors, content, groups is not None, config)
+    if _said(content, "input_unit_norm", bool, config):
+        _fail(tensors, "its inputs were normalised token by token, which weights cannot express")
+    groups, k = None, None
+    if found["group_sizes"] is not None:
+        stored = tensors.values[found["group_sizes"]].flatten().tolist()
+        groups = whole_numbers(stored, "group_sizes", weights)
+    elif (said := _said(content, "group_sizes", list, config)) is not None:
+        groups = whole_numbers(said, "group_sizes", config)
+    if found["k"] is not None:
+        k = tensors.whole(found["k"])
+    else:
+        said = [_said(content, name, int, config) for name in ("k", "top_k")]
+        k = next((value for value in said if value is not None), None)
+    activation = given.activation or _activation(tensors, content, found, groups, config)
     unset = activation == "topk" or found["threshold"] is None
     threshold = torch.zeros(())
     if found["threshold"] is not None:
         threshold = tensors.values[names["threshold"]]
+        threshold = threshold.reshape(()) if threshold.numel() == 1 else threshold
         unset = unset or bool((threshold < 0).all())
     elif activation == "threshold" and given.threshold is None:
         _fail(tensors, "no threshold; give threshold (0 keeps every positive latent)")
@@ -73,9 +87,17 @@ def read(weights: Path, config: Path | None, given: Given) -> MatryoshkaSAE:
             "factor, or 1 if the weights already take raw activations)",
         )
 
+    factors = [key for key in tensors.values if key.split(".")[-1] == "norm_factor"]
+    if factors and given.norm_scale is None:
+        factor = tensors.values[factors[0]].tolist()
+        _fail(
+            tensors,
+            f"{factors[0]} is {factor}; give norm_scale (1 / factor if its biases were not "
+            "multiplied by it before saving, else 1)",
+        )
     value = Weights(encoder, b_enc.flatten(), decoder, b_dec.flatten(), threshold)
     subtracted = _said(content, "apply_b_dec_to_input", bool, config)
-    if subtracted is False:
+    if subtracted is False:  # absent means: it does, as nearly all do; recorded as an assumption
         value = value.with_input_bias()
     hook, model = (_said(content, name, str, config) for name in ("hook_name", "lm_name"))
     facts: dict[str, Any] = {
@@ -115,31 +137,27 @@ def _oriented(tensors: Tensors, name: str, f: int, d: int, linear_is_latent_majo
         _fail(tensors, f"{name} is {list(shape)}, the biases say {f} latents of width {d}")
     if f != d:
         return matrix if shape == (f, d) else matrix.mT
-    linear = name.lower().endswith(LINEAR)
+    linear = name.lower().endswith(".weight")
     return matrix if linear == linear_is_latent_major else matrix.mT
 
 
-def _group_sizes(tensors: Tensors, content: Mapping[str, Any]) -> list[int] | None:
-    stored = tensors.values.get("group_sizes")
-    if stored is None:
-        stored = _said(content, "group_sizes", list, None)
-        return None if stored is None else [int(size) for size in stored]
-    return [int(size) for size in stored.flatten().tolist()]
-
-
 def _activation(
-    tensors: Tensors, content: Mapping[str, Any], grouped: bool, config: Path | None
+    tensors: Tensors,
+    content: Mapping[str, Any],
+    found: Mapping[str, str | None],
+    groups: list[int] | None,
+    config: Path | None,
 ) -> str:
     words = " ".join(
         str(_said(content, name, str, config) or "").lower()
         for name in ("dict_class", "architecture", "activation", "activation_fn", "sae_type")
     )
-    if grouped or any(word in words for word in ("matryoshka", "batchtopk", "batch_topk", "jump")):
+    thresholded = ("matryoshka", "batchtopk", "batch_topk", "batch-topk", "jump")
+    if groups is not None or any(word in words for word in thresholded):
         return "threshold"
     if "topk" in words:
         return "topk"
-    threshold = tensors.values.get("threshold")
-    if threshold is not None and "k" not in tensors.values:
+    if found["threshold"] is not None and found["k"] is None:
         return "threshold"
     _fail(tensors, "nothing says how latents are selected; give activation (threshold or topk)")
 

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from hooks.files import FormatError
+from sae.formats.tensors import field, whole_numbers
 from sae.model import SAEConfig
 
 KEY = "maira_sae"
 """Key of the configurations we write under which our own configuration lies."""
-_KEPT = ("k", "group_sizes", "site", "policy", "norm_scale", "model", "origin")
+_KEPT = {
+    "k": int,
+    "group_sizes": list,
+    "site": str,
+    "policy": str,
+    "norm_scale": float,
+    "model": dict,
+    "origin": dict,
+}
 _HOOKS = {"hook_resid_post": "resid_post", "hook_mlp_out": "mlp_out", "hook_attn_out": "attn_out"}
 
 
@@ -24,10 +33,14 @@ def own_record(config: SAEConfig) -> dict[str, Any]:
 
 def own_facts(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The record that :func:`own_record` left in a configuration; empty in files of others."""
-    record = config.get(KEY, {})
-    if not isinstance(record, dict) or not set(record) <= set(_KEPT):
-        raise FormatError(f"{where}: {KEY} holds {record!r}, expected keys {_KEPT}; remove it")
-    return record
+    record = field(config, KEY, dict, where, {})
+    unknown = sorted(set(record) - set(_KEPT))
+    if unknown:
+        raise FormatError(f"{where}: {KEY} has unknown keys {unknown}; remove them")
+    facts = {name: field(record, name, _KEPT[name], where) for name in record}
+    if "group_sizes" in facts:
+        facts["group_sizes"] = whole_numbers(facts["group_sizes"], "group_sizes", where)
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def site_of_hook(hook: Any) -> str:

@@ -8,12 +8,20 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hooks.files import FolderError, FormatError, open_sealed
+from hooks.files import FolderError, FormatError, nearest, open_sealed
 from sae.formats import dictionary_learning, gemma_scope, inspected, sae_lens, sparsify
 from sae.formats.given import Given
 from sae.formats.tensors import SUFFIXES, read_config
 from sae.model import FORMAT_VERSION, KIND, MatryoshkaSAE
 
+FORMATS = (
+    "maira_sae",
+    "dictionary_learning",
+    "sae_lens",
+    "sparsify",
+    "gemma_scope",
+    "inspected",
+)
 LOOKED_FOR = (
     "manifest.json with sae.safetensors (maira_sae), ae.pt (dictionary_learning), cfg.json with "
     "sae_weights.safetensors (sae_lens) or sae.safetensors (sparsify), params.npz (gemma_scope), "
@@ -76,9 +84,13 @@ def read(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
+    format: str | None = None,
 ) -> MatryoshkaSAE:
     """Read the dictionary at ``source``; see :meth:`sae.MatryoshkaSAE.from_pretrained`."""
     given = given or Given()
+    if format is not None and format not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise FormatError(f"no format {format!r}{nearest(format, FORMATS)} to read; of {known}")
     path = Path(source)
     if path.is_file():
         root, choice = _of_file(path)
@@ -87,41 +99,41 @@ def read(
         choice = _of_folder(root)
     else:
         root, choice = _from_hub(str(source), revision, subfolder)
-    return _read(root, choice, given)
-
-
-def _read(root: Path, choice: Candidate, given: Given) -> MatryoshkaSAE:
     weights = root / choice.weights
     config = root / choice.config if choice.config else None
-    if choice.format == "maira_sae":
+    kind = format or choice.format
+    if kind == "inspected" and format is None and "norm_scale" in read_config(config):
+        kind = "maira_sae"  # a folder of ours without its manifest: unfinished
+    if kind == "maira_sae":
         given.refuse(weights.parent, "k", "group_sizes", "threshold", "norm_scale")
         sae = MatryoshkaSAE.load(weights.parent)
-        labels = {n: getattr(given, n) for n in ("site", "policy", "activation")}
-        sae.config = replace(sae.config, **{n: v for n, v in labels.items() if v is not None})
+        labels = {name: getattr(given, name) for name in ("site", "policy", "activation")}
+        said = {name: value for name, value in labels.items() if value is not None}
+        sae.config = replace(sae.config, **said)
         return sae
-    if choice.format == "gemma_scope":
+    if kind == "dictionary_learning" and format is None and "trainer" not in read_config(config):
+        kind = "inspected"  # another library's ae.pt
+    if kind == "gemma_scope":
         return gemma_scope.read(weights, given)
-    if choice.format == "sae_lens" and config:
-        return sae_lens.read(weights, config, given)
-    if choice.format == "sparsify" and config:
-        return sparsify.read(weights, config, given)
-    if choice.format == "dictionary_learning" and config and "trainer" in read_config(config):
-        return dictionary_learning.read(weights, config, given)
-    return inspected.read(weights, config, given)
+    if kind == "inspected":
+        return inspected.read(weights, config, given)
+    if config is None:
+        raise FormatError(f"{weights} has no configuration beside it, which {kind} needs; add it")
+    readers = {"dictionary_learning": dictionary_learning, "sae_lens": sae_lens}
+    return readers.get(kind, sparsify).read(weights, config, given)
 
 
 def _of_file(path: Path) -> tuple[Path, Candidate]:
     folder = path.parent
+    above = folder.parent / "config.json"
+    if folder.name == "checkpoints" and above.is_file():  # dictionary_learning's ae_{step}.pt
+        relative = PurePosixPath("checkpoints") / path.name
+        config = PurePosixPath("config.json")
+        return above.parent, Candidate("dictionary_learning", relative, config)
     siblings = [item.name for item in folder.iterdir() if item.is_file()]
     for one in _in_folder(PurePosixPath(), set(siblings)):
         if one.weights.name == path.name:
             return folder, one
-    above = folder.parent / "config.json"
-    if folder.name == "checkpoints" and above.is_file():  # dictionary_learning's ae_{step}.pt
-        relative = PurePosixPath("checkpoints") / path.name
-        return above.parent, Candidate(
-            "dictionary_learning", relative, PurePosixPath("config.json")
-        )
     return folder, Candidate("inspected", PurePosixPath(path.name), None)
 
 

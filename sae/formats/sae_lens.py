@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from hooks.files import FormatError, nearest, write_json
 from sae.formats.given import Given
 from sae.formats.labels import KEY, hook_of_site, model_of, own_facts, own_record, site_of_hook
-from sae.formats.tensors import Tensors, field, load_tensors, read_config
+from sae.formats.tensors import Tensors, field, load_tensors, read_config, whole_numbers
 from sae.formats.weights import Weights, assemble
 from sae.model import MatryoshkaSAE
 
@@ -129,9 +129,12 @@ def _facts(content: Mapping[str, Any], config: Path, name: str) -> dict[str, Any
     }
     for source in (training, arguments, content):
         if name != "standard" and (k := source.get("k")) is not None:
+            if not isinstance(k, (int, float)):
+                raise FormatError(f"{config} says k {k!r}, expected a number; correct it")
             facts["k"] = round(k)  # BatchTopK allows fractions there
     widths = training.get("matryoshka_widths") or content.get("matryoshka_widths")
     if widths:
+        widths = whole_numbers(widths, "matryoshka_widths", config)
         facts["group_sizes"] = [after - before for before, after in pairwise([0, *widths])]
     return facts | own_facts(metadata, config)
 

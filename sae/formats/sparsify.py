@@ -94,4 +94,4 @@ def write(sae: MatryoshkaSAE, folder: Path) -> None:
         "W_dec": value.decoder,
         "b_dec": value.b_dec,
     }
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "sae.safetensors")
+    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, folder / "sae.safetensors")

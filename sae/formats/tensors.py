@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,9 @@ class Tensors(NamedTuple):
     def whole(self, name: str) -> int | None:
         """A stored whole number, or ``None``."""
         value = self.values.get(name)
-        return int(value) if value is not None and value.numel() == 1 else None
+        if value is None:
+            return None
+        return whole_numbers([value.item() if value.numel() == 1 else None], name, self.path)[0]
 
 
 def load_tensors(path: Path) -> Tensors:
@@ -61,7 +64,7 @@ def load_tensors(path: Path) -> Tensors:
             values = load_file(path)
         except (SafetensorError, OSError) as error:
             raise FormatError(
-                f"{path} is not readable safetensors ({error}); get it again"
+                f"{path} is not readable safetensors ({_line(error)}); get it again"
             ) from None
     elif path.suffix == ".npz":
         values = _load_npz(path)
@@ -72,17 +75,20 @@ def load_tensors(path: Path) -> Tensors:
 
 def _load_npz(path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name].copy()) for name in archive.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path} is not a plain npz archive ({error}); get it again") from None
+        raise FormatError(
+            f"{path} is not a plain npz archive ({_line(error)}); get it again"
+        ) from None
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of a damaged pickle can raise nearly anything
-        reason = str(error).split("\n")[0]
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks to run {code[1]}" if code else type(error).__name__
         raise FormatError(
             f"{path} is refused: not a readable file of plain tensors ({reason}); nothing in it "
             "was run; get it again, or save its state dict alone"
@@ -112,7 +118,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path} is not readable JSON ({error}); get it again") from None
+        raise FormatError(f"{path} is not readable JSON ({_line(error)}); get it again") from None
     if not isinstance(value, dict):
         raise FormatError(
             f"{path} holds a {type(value).__name__}, expected an object; get it again"
@@ -132,3 +138,18 @@ def field(
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise FormatError(f"{where} says {name} {value!r}, expected {kind.__name__}; correct it")
     return value
+
+
+def whole_numbers(values: Any, name: str, where: Path | None) -> list[int]:
+    """A list of whole numbers; anything else is an error."""
+    good = isinstance(values, list) and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0
+        for value in values
+    )
+    if not good:
+        raise FormatError(f"{where} says {name} {values!r}, expected whole numbers; correct it")
+    return [int(value) for value in values]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

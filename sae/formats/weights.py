@@ -18,6 +18,8 @@ from hooks.files import ConfigError, FormatError
 from sae.formats.given import Given
 from sae.model import MatryoshkaSAE, SAEConfig
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def turned(encoder: Tensor) -> Tensor:
     """``[F, d]`` of this module to the orientation of ``MatryoshkaSAE.W_enc``, and back."""
@@ -37,6 +39,12 @@ class Weights:
 
     def checked(self, where: Path) -> Weights:
         """Self, if shapes fit and every number is finite; the threshold is simplified."""
+        for name, value in vars(self).items():
+            if value.dtype not in DTYPES or value.layout != torch.strided:
+                raise FormatError(
+                    f"{where}: {name} is {value.dtype}, {value.layout}; this library reads dense "
+                    f"{', '.join(str(dtype) for dtype in DTYPES)}"
+                )
         shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
         f, d = shapes["encoder"] if len(shapes["encoder"]) == 2 else (0, 0)
         wanted = {"encoder": (f, d), "b_enc": (f,), "decoder": (f, d), "b_dec": (d,)}
@@ -158,13 +166,14 @@ def assemble(
         raise FormatError(f"{where}: {error}") from None
     sae = MatryoshkaSAE(config, dtype=weights.decoder.dtype)
     sae.threshold = torch.empty_like(weights.threshold, dtype=weights.decoder.dtype)
-    sae.load_state_dict(
-        {
-            "W_enc": turned(weights.encoder),
-            "b_enc": weights.b_enc,
-            "W_dec": weights.decoder,
-            "b_dec": weights.b_dec,
-            "threshold": weights.threshold,
-        }
-    )
+    tensors = {
+        "W_enc": turned(weights.encoder),
+        "b_enc": weights.b_enc,
+        "W_dec": weights.decoder,
+        "b_dec": weights.b_dec,
+        "threshold": weights.threshold,
+    }
+    dtype = weights.decoder.dtype
+    own = {name: tensor.to(dtype).contiguous().clone() for name, tensor in tensors.items()}
+    sae.load_state_dict(own, assign=True)
     return sae.eval()

@@ -197,8 +197,8 @@ def write_gemma_scope(out):
 def read(out):
     import torch
     from dictionary_learning.utils import load_dictionary
-    from safetensors.torch import load_file, save_file
     from sae_lens.saes.sae import SAE
+    from safetensors.torch import load_file, save_file
     from sparsify import SparseCoder
 
     for folder in sorted(path for path in out.iterdir() if path.is_dir()):
