@@ -67,9 +67,6 @@ def _in_folder(folder: PurePosixPath, names: set[str]) -> list[Candidate]:
         if weights in names and config in names:
             return [Candidate(kind, folder / weights, folder / config)]
     files = [name for name in names if name.endswith(SUFFIXES)]
-    if "manifest.json" in names and all(name.startswith("part-") for name in files):
-        # A folder of another stage, or an incomplete one: its manifest says which.
-        return [Candidate("maira_sae", folder / "sae.safetensors", folder / "config.json")]
     config = next((folder / name for name in ("config.json", "cfg.json") if name in names), None)
     found = []
     for name in sorted(files):
@@ -140,6 +137,10 @@ def _of_file(path: Path) -> tuple[Path, Candidate]:
 def _of_folder(root: Path) -> Candidate:
     if not root.is_dir():
         raise FolderError(f"no folder {root}; run `maira-sae train` to make it, or check its path")
+    manifest = root / "manifest.json"
+    if manifest.is_file() and {"kind", "format_version"} <= set(read_config(manifest)):
+        weights, config = PurePosixPath("sae.safetensors"), PurePosixPath("config.json")
+        return Candidate("maira_sae", weights, config)  # ours, if perhaps of another stage
     names = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
     found = candidates(name for name in names if not PurePosixPath(name).name.startswith("."))
     if not found and (root / "train.json").is_file():

@@ -109,10 +109,10 @@ def test_atomic_folder_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
     for text, accepted in (("1", True), ("1", True), ("2", False)):
-        with nullcontext() if accepted else pytest.raises(FolderError, match="something else"):
-            with atomic_folder(tmp_path / "a") as folder:
-                (folder / "sub").mkdir()
-                (folder / "sub/x").write_text(text)
+        expected = pytest.raises(FolderError, match="something else")
+        with nullcontext() if accepted else expected, atomic_folder(tmp_path / "a") as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub/x").write_text(text)
     assert (tmp_path / "a/sub/x").read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (tmp_path / "file").touch()

@@ -689,7 +689,7 @@ def test_names_tell_the_format():
     ]
     many = [f"layer_{i}/width_16k/average_l0_{j}/params.npz" for i in (1, 2) for j in (3, 4)]
     assert len(formats(*many, "README.md")) == 4
-    assert formats("manifest.json", "part-00000.safetensors")[0][0] == "maira_sae"
+    assert formats("manifest.json", "sae.safetensors")[0][0] == "maira_sae"
 
 
 def test_from_the_hub(tmp_path, monkeypatch):
