@@ -4,7 +4,8 @@ For activations ``x`` of width ``d`` (Bussmann et al., arXiv 2503.17547 and 2412
 
     pre   = relu((x − b_dec) @ W_enc + b_enc)
     z     = the batch·k largest entries of pre            (training: BatchTopK)
-    z     = pre · (pre > threshold)                       (inference)
+    z     = pre · (pre > threshold)                       (inference; one threshold, or F)
+    z     = the k largest entries of each token's pre     (inference of "topk" dictionaries)
     x̂_g   = b_dec + z[:, :m_g] @ W_dec[:m_g]              (prefix g of the dictionary)
 
 Latents are ordered; prefix ``g`` ends at ``m_g``, the sum of the first ``g`` group sizes.
@@ -293,7 +294,8 @@ class MatryoshkaSAE(nn.Module):
         open_sealed(folder, KIND, FORMAT_VERSION, "run `maira-sae train` to make it")
         config = SAEConfig.from_dict(read_json(folder / "config.json"))
         tensors = load_file(folder / "sae.safetensors")
-        sae = cls(config, dtype=tensors["W_dec"].dtype)
+        with torch.device("meta"):  # its initial weights are never computed
+            sae = cls(config, dtype=tensors["W_dec"].dtype)
         if tensors["threshold"].shape == sae.b_enc.shape:
             sae.threshold = torch.empty_like(tensors["threshold"])
         expected = {name: tuple(value.shape) for name, value in sae.state_dict().items()}

@@ -164,7 +164,8 @@ def assemble(
         config = SAEConfig.from_dict(values)
     except ConfigError as error:
         raise FormatError(f"{where}: {error}") from None
-    sae = MatryoshkaSAE(config, dtype=weights.decoder.dtype)
+    with torch.device("meta"):  # its initial weights are never computed
+        sae = MatryoshkaSAE(config, dtype=weights.decoder.dtype)
     sae.threshold = torch.empty_like(weights.threshold, dtype=weights.decoder.dtype)
     tensors = {
         "W_enc": turned(weights.encoder),

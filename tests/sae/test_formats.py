@@ -194,6 +194,7 @@ def test_known_answers(case, tmp_path):
     assert (sae.config.k, sae.config.group_sizes, sae.config.activation) == (k, groups, activation)
     assert "lens" not in case or sae.config.site == "llm.15.resid_post"
     assert sae.config.origin["file"] and sae.config.origin["folded"]
+    assert [p.requires_grad for p in sae.parameters()] == [True] * 4
     sae.save(tmp_path / "ours", {})  # and what was read can be kept
     again = MatryoshkaSAE.from_pretrained(tmp_path / "ours")
     assert again.config == sae.config
