@@ -345,7 +345,10 @@ def convert(
     c = sae.config
     result = {"out": str(destination), "to": to, "d_model": c.d_model, "n_latents": c.n_latents}
     result |= {"k": c.k, "activation": c.activation, "site": c.site, "origin": dict(c.origin)}
-    _finish(result, as_json, f"{destination}: {sae!r}\nread as {json.dumps(result['origin'])}")
+    text = f"{destination}: {sae!r}\nread as {json.dumps(result['origin'])}"
+    if not c.site:
+        text += "\nits site is unknown; give --site to use it with activations or for steering"
+    _finish(result, as_json, text)
 
 
 @app.command(epilog="Example: `maira-sae verify acts/`")

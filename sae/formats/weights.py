@@ -64,13 +64,16 @@ class Weights:
 
     def with_input_bias(self) -> Weights:
         """From a library that does not subtract ``b_dec`` before encoding; exact algebra."""
-        shift = self.encoder.double() @ self.b_dec.double()
-        return replace(self, b_enc=(self.b_enc.double() + shift).to(self.b_enc.dtype))
+        return self._with_shifted_bias(1)
 
     def without_input_bias(self) -> Weights:
         """The inverse of :meth:`with_input_bias`."""
-        shift = self.encoder.double() @ self.b_dec.double()
-        return replace(self, b_enc=(self.b_enc.double() - shift).to(self.b_enc.dtype))
+        return self._with_shifted_bias(-1)
+
+    def _with_shifted_bias(self, sign: int) -> Weights:
+        shifted = self.b_enc.double() + sign * (self.encoder.double() @ self.b_dec.double())
+        # Not in half precision, where going there and back would change the bias.
+        return replace(self, b_enc=shifted.to(torch.promote_types(self.b_enc.dtype, torch.float32)))
 
     def biases_folded(self, scale: float) -> Weights:
         """Take ``x`` instead of ``x · scale``; latents shrink to raw units, matrices stay."""

@@ -317,6 +317,18 @@ def test_round_trip(to, activation, per_latent, tmp_path):
         assert verify(tmp_path / to) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("to", "activation", "per_latent"), WRITABLE)
+def test_dtype_is_kept(to, activation, per_latent, dtype, tmp_path):
+    sae = random_sae(7, 20, 3, (4, 6, 10), activation, per_latent, dtype=dtype)
+    convert(sae, tmp_path / "sae", to=to)
+    again = MatryoshkaSAE.from_pretrained(tmp_path / "sae").state_dict()
+    for name, value in sae.state_dict().items():
+        assert again[name].dtype == dtype
+        if activation == "threshold" or name != "threshold":  # unused by top-k, not always kept
+            torch.testing.assert_close(again[name], value, rtol=0, atol=1e-14)
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
