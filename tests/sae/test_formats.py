@@ -271,7 +271,7 @@ def test_unset_threshold_of_dictionary_learning(tmp_path):
     folder = write_pt(tmp_path / "sae", state, trainer("MatryoshkaBatchTopKSAE"))
     sae = MatryoshkaSAE.from_pretrained(folder)
     torch.testing.assert_close(sae.encode(X), torch.tensor([[2.5, 3.0, 1.0]]))
-    assert "never set" in sae.config.origin["folded"]
+    assert "never set" in sae.config.origin["folded"] and sae.threshold == 0
     sae = MatryoshkaSAE.from_pretrained(folder, threshold=2.5)
     torch.testing.assert_close(sae.encode(X), LATENTS)
 
