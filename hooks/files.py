@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,10 @@ class WriteError(MairaSaeError):
 
 class ConfigError(MairaSaeError):
     """A configuration value is unknown or out of range."""
+
+
+class FormatError(MairaSaeError):
+    """A dictionary of another library is unreadable, incomplete or ambiguous."""
 
 
 class EndpointError(MairaSaeError):
@@ -113,6 +118,50 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary sibling; on success its files are fsynced and it becomes ``folder``.
+
+    A crash or an exception leaves no ``folder``. One that already has these very files is kept.
+
+    Raises
+    ------
+    FolderError
+        If ``folder`` exists and holds anything else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists() and _files(folder) != {}:
+            if _files(folder) != _files(temporary):
+                raise FolderError(f"{folder} exists and holds something else; give a new folder")
+            return
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+            else:
+                _fsync_folder(path)
+        _fsync_folder(temporary)
+        temporary.rename(folder)
+        _fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]] | None:
+    if not folder.is_dir():
+        return None
+    return {
+        str(path.relative_to(folder)): file_record(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def write_json(path: Path, value: Any) -> None:

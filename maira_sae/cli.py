@@ -422,6 +422,64 @@ def steer(
     _finish(result, as_json, f"before: {texts.before}\nafter:  {texts.after}")
 
 
+@app.command(
+    epilog="Example: `maira-sae convert microsoft/maira-2-sae sae/ --to maira_sae "
+    "--site llm.15.resid_post`"
+)
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, file or Hub id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="dictionary_learning, sae_lens, sparsify or maira_sae.")],
+    revision: Annotated[str | None, typer.Option(help="Of a Hub repository.")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(help="Where SRC holds several dictionaries.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--from", help="SRC's format, if its files do not tell.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Named place it was trained on.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Token policy it was trained on.")] = None,
+    k: Annotated[int | None, typer.Option(help="If the files do not say it.")] = None,
+    group_sizes: Annotated[
+        str | None, typer.Option(help="Comma-separated, if the files do not say it.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="threshold or topk, instead of what the files say.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="If the files do not say it.")] = None,
+    norm_scale: Annotated[
+        float | None, typer.Option(help="The weights expect x · norm_scale; it is folded in.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read a dictionary of this or another library and write it in another format."""
+    from sae import convert as run
+
+    sizes = _numbers(group_sizes, "--group-sizes", int) if group_sizes is not None else None
+    sae = run(
+        source,
+        destination,
+        to,
+        revision=revision,
+        subfolder=subfolder,
+        format=format,
+        site=site,
+        policy=policy,
+        k=k,
+        group_sizes=sizes,
+        activation=activation,
+        threshold=threshold,
+        norm_scale=norm_scale,
+    )
+    c = sae.config
+    result = {"out": str(destination), "to": to, "d_model": c.d_model, "n_latents": c.n_latents}
+    result |= {"k": c.k, "activation": c.activation, "site": c.site, "origin": dict(c.origin)}
+    text = f"{destination}: {sae!r}\nread as {json.dumps(result['origin'])}"
+    if not c.site:
+        text += "\nits site is unknown; give --site to use it with activations or for steering"
+    _finish(result, as_json, text)
+
+
 @app.command(epilog="Example: `maira-sae verify acts/`")
 def verify(
     folder: Annotated[Path, typer.Argument(help="Any finished folder of this library.")],

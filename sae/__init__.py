@@ -4,6 +4,7 @@ from sae.baselines import PCA, fit_pca, random_dictionary
 from sae.calibrate import Calibration, calibrate_by_role, calibrate_threshold
 from sae.cross_entropy import CrossEntropy, cross_entropy
 from sae.evaluate import EvaluationConfig, evaluate
+from sae.formats import convert
 from sae.intervals import Figure
 from sae.latent_scores import auroc
 from sae.latents import Latents, gather, heldout_rows, pool
@@ -41,6 +42,7 @@ __all__ = [
     "best_latent",
     "calibrate_by_role",
     "calibrate_threshold",
+    "convert",
     "cross_entropy",
     "evaluate",
     "fit_pca",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,8 @@ def random_dictionary(
     ``x``, so that both have the same L0 there: with one threshold for all, the directions that
     happen to lie along the largest variance would fire almost everywhere and the rest never.
     """
-    random = MatryoshkaSAE(sae.config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
+    config = replace(sae.config, activation="threshold")
+    random = MatryoshkaSAE(config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
     random.b_dec.copy_(sae.b_dec)
     active = round(float((sae.encode(x) > 0).sum()) / sae.config.n_latents)
     scores = (x - random.b_dec) @ random.W_enc

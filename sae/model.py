@@ -4,7 +4,8 @@ For activations ``x`` of width ``d`` (Bussmann et al., arXiv 2503.17547 and 2412
 
     pre   = relu((x − b_dec) @ W_enc + b_enc)
     z     = the batch·k largest entries of pre            (training: BatchTopK)
-    z     = pre · (pre > threshold)                       (inference)
+    z     = pre · (pre > threshold)                       (inference; one threshold, or F)
+    z     = the k largest entries of each token's pre     (inference of "topk" dictionaries)
     x̂_g   = b_dec + z[:, :m_g] @ W_dec[:m_g]              (prefix g of the dictionary)
 
 Latents are ordered; prefix ``g`` ends at ``m_g``, the sum of the first ``g`` group sizes.
@@ -28,6 +29,7 @@ from hooks.files import (
     FolderError,
     atomic_path,
     file_record,
+    nearest,
     open_sealed,
     read_json,
     reject_unknown_keys,
@@ -37,6 +39,7 @@ from hooks.files import (
 
 KIND = "sae"
 FORMAT_VERSION = 1
+ACTIVATIONS = ("threshold", "topk")
 FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Default share of the dictionary in each group, innermost first."""
 
@@ -63,7 +66,7 @@ class SAEConfig:
     n_latents: int
     """Size of the dictionary, F."""
     k: int
-    """Mean active latents per token while training."""
+    """Mean active latents per token while training; 0 if nobody said (JumpReLU)."""
     group_sizes: tuple[int, ...] = ()
     """Latents in each nested group, innermost first; empty means :data:`FRACTIONS` of F."""
     site: str = ""
@@ -74,12 +77,22 @@ class SAEConfig:
     """Training saw ``x · norm_scale``; saved weights take raw activations (it is folded in)."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Identity of the model, from the activation folder."""
+    activation: str = "threshold"
+    """Selection at inference: ``threshold``, or ``topk`` (the ``k`` largest of each token)."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Of a dictionary that another library wrote: format, class, files, how it was folded."""
 
     def __post_init__(self) -> None:
         sizes = tuple(self.group_sizes) or group_sizes_of(self.n_latents)
         object.__setattr__(self, "group_sizes", sizes)
-        if not 0 < self.k <= self.n_latents:
-            raise ConfigError(f"k is {self.k}; it must lie in 1–{self.n_latents} (n_latents)")
+        if self.activation not in ACTIVATIONS:
+            near = nearest(self.activation, ACTIVATIONS)
+            raise ConfigError(
+                f"activation is {self.activation!r}{near}; it is one of {ACTIVATIONS}"
+            )
+        least = 1 if self.activation == "topk" else 0
+        if not least <= self.k <= self.n_latents:
+            raise ConfigError(f"k is {self.k}; it must lie in {least}–{self.n_latents} (n_latents)")
         if min(sizes) < 1 or sum(sizes) != self.n_latents:
             raise ConfigError(
                 f"group sizes {sizes} sum to {sum(sizes)}; they must be positive and sum to "
@@ -156,13 +169,18 @@ class MatryoshkaSAE(nn.Module):
         Entries equal to the smallest one kept all stay; zeros never count as active.
         """
         count = len(pre) * (self.config.k if k is None else k)
-        guess = float(self.threshold) * 0.7
+        if count == 0:
+            raise ConfigError("this dictionary does not say its k; give one to batch_topk")
+        guess = float(self.threshold.min()) * 0.7
         least = kth_largest(pre.detach(), count, guess)
         return pre * ((pre >= least) & (pre > 0))
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
-        """Latents at inference: pre-activations strictly above the threshold."""
+        """Latents at inference: pre-activations strictly above the threshold, or the k largest."""
         pre = self.pre_activations(x)
+        if self.config.activation == "topk":
+            kept = pre.topk(self.config.k, dim=-1)
+            return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values)
         return pre * (pre > self.threshold)
 
     def encode_some(
@@ -170,8 +188,11 @@ class MatryoshkaSAE(nn.Module):
     ) -> Float[Tensor, "*batch n"]:
         """:meth:`encode` for a few latents only."""
         chosen = torch.as_tensor(latents, device=x.device)
+        if self.config.activation == "topk":  # whether a latent is kept depends on all others
+            return self.encode(x)[..., chosen]
+        threshold = self.threshold[chosen] if self.threshold.ndim else self.threshold
         pre = torch.relu((x - self.b_dec) @ self.W_enc[:, chosen] + self.b_enc[chosen])
-        return pre * (pre > self.threshold)
+        return pre * (pre > threshold)
 
     def decode(self, z: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch d"]:
         """Reconstruction from the whole dictionary."""
@@ -210,6 +231,7 @@ class MatryoshkaSAE(nn.Module):
         """
         values = asdict(self.config) | {"norm_scale": scale}
         raw = MatryoshkaSAE(SAEConfig.from_dict(values), dtype=self.W_dec.dtype)
+        raw.threshold = torch.empty_like(self.threshold)
         raw.to(self.W_dec.device).load_state_dict(self.state_dict())
         for tensor in (raw.b_enc, raw.b_dec, raw.threshold):
             tensor.div_(scale)
@@ -225,19 +247,57 @@ class MatryoshkaSAE(nn.Module):
         seal(folder, KIND, FORMAT_VERSION, {name: file_record(folder / name) for name in names})
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: str | None = None) -> MatryoshkaSAE:
-        """Read a folder that :meth:`save` wrote.
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        device: str | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        format: str | None = None,
+        **given: Any,
+    ) -> MatryoshkaSAE:
+        """Read a folder, a file or a Hub repository, of this library or another; see `sae.formats`.
+
+        Parameters
+        ----------
+        source
+            Folder that :meth:`save` wrote; or a folder, weight file or Hub id in a format of
+            dictionary_learning, SAELens, sparsify or Gemma Scope; or unknown weights whose
+            names and shapes tell what they are.
+        revision, subfolder
+            Of a Hub repository; a subfolder also of a local folder that holds several.
+        format
+            One of ``sae.formats.FORMATS`` instead of what file names tell; ``inspected`` goes
+            by the names and shapes of tensors.
+        given
+            What the files do not say, by the names of :class:`sae.formats.Given`: ``site``,
+            ``policy``, ``k``, ``group_sizes``, ``activation``, ``threshold``, ``norm_scale``.
 
         Raises
         ------
         FolderError
-            If it is missing, unfinished, damaged, or its tensors do not fit its config.
+            If a folder of this library is missing, unfinished, damaged, or its tensors do not
+            fit its config.
+        FormatError
+            If another library's files are incomplete, damaged or ambiguous.
         """
-        folder = Path(folder)
+        from sae.formats import Given, read
+
+        reject_unknown_keys(given, [f.name for f in fields(Given)], "from_pretrained")
+        sae = read(source, Given(**given), revision=revision, subfolder=subfolder, format=format)
+        return sae.to(device or "cpu").eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> MatryoshkaSAE:
+        """Read a folder that :meth:`save` wrote, and no other."""
         open_sealed(folder, KIND, FORMAT_VERSION, "run `maira-sae train` to make it")
         config = SAEConfig.from_dict(read_json(folder / "config.json"))
-        tensors = load_file(folder / "sae.safetensors", device=device or "cpu")
-        sae = cls(config, dtype=tensors["W_dec"].dtype).to(device or "cpu")
+        tensors = load_file(folder / "sae.safetensors")
+        with torch.device("meta"):  # its initial weights are never computed
+            sae = cls(config, dtype=tensors["W_dec"].dtype)
+        if tensors["threshold"].shape == sae.b_enc.shape:
+            sae.threshold = torch.empty_like(tensors["threshold"])
         expected = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         if found != expected:
@@ -245,7 +305,7 @@ class MatryoshkaSAE(nn.Module):
                 f"{folder}/sae.safetensors holds {found}, its config needs {expected}; "
                 "the two files are not from one run"
             )
-        sae.load_state_dict(tensors)
+        sae.load_state_dict(tensors, assign=True)
         return sae.eval()
 
 

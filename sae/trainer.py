@@ -205,6 +205,7 @@ class Trainer:
             d_model=d_model,
             n_latents=n_latents,
             k=config.k,
+            activation="topk" if config.activation == "topk" else "threshold",
             group_sizes=config.sizes(n_latents),
             site=config.site,
             policy=policy,

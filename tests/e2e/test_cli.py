@@ -16,7 +16,7 @@ from maira_sae.cli import main
 from sae import MatryoshkaSAE, measure
 
 SITE = "llm.1.resid_post"
-COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "verify")
+COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "convert", "verify")
 
 
 class Result(NamedTuple):
@@ -222,6 +222,33 @@ def test_endpoint_down_or_remote(pipeline, tmp_path):
     refused(run(*args, "--endpoint", "nonsense"), "is not a URL")
     here = ("--endpoint", "http://127.0.0.1:9/v1")
     refused(run(*args[:3], "--latents", "a,b", *args[5:], *here), "write numbers")
+
+
+def test_convert(pipeline, tmp_path):
+    _, acts, sae, *_ = pipeline
+    dl, own = tmp_path / "dl", tmp_path / "own"
+    result = last_json(run("convert", sae, dl, "--to", "dictionary_learning", "--json"))
+    assert (result["n_latents"], result["k"], result["site"]) == (128, 4, SITE)
+    assert result["activation"] == "threshold"
+    before = tree(dl)
+    assert run("convert", sae, dl, "--to", "dictionary_learning").returncode == 0
+    assert tree(dl) == before
+    last_json(run("convert", dl, own, "--to", "maira_sae", "--json"))
+    assert last_json(run("verify", own, "--json")) == {"files": 3}
+    evaluated = [last_json(run("eval", one, acts, "--json"))["fvu"] for one in (sae, dl, own)]
+    assert evaluated == pytest.approx([evaluated[0]] * 3, rel=1e-6)
+
+    args = ("convert", sae, tmp_path / "x", "--to")
+    refused(run(*args, "sparsify"), "selects the k largest", "--activation topk")
+    refused(run(*args, "saelens"), "no format 'saelens'", "did you mean 'sae_lens'")
+    refused(run(*args, "sae_lens", "--k", 5), "says k itself; leave k out")
+    refused(run(*args, "sae_lens", "--group-sizes", "a"), "--group-sizes is 'a'; write numbers")
+    refused(run("convert", acts, tmp_path / "x", "--to", "sae_lens"), "expected 'sae'")
+    refused(run("convert", sae, own, "--to", "sae_lens"), "exists and holds something else")
+    (dl / "ae.pt").write_bytes((dl / "ae.pt").read_bytes()[:999])
+    refused(run("convert", dl, tmp_path / "x", "--to", "sae_lens"), "ae.pt is refused")
+    assert not (tmp_path / "x").exists()
+    last_json(run(*args, "sparsify", "--activation", "topk", "--json"))
 
 
 def test_unknown_option_is_status_two():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from hooks.files import (
     ConfigError,
     FolderError,
+    atomic_folder,
     atomic_path,
     fingerprint,
     read_json,
@@ -98,3 +100,21 @@ def test_unknown_key_names_the_nearest():
 
 def test_fingerprint_ignores_key_order():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1})
+
+
+def test_atomic_folder_is_whole_or_absent(tmp_path):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    for text, accepted in (("1", True), ("1", True), ("2", False)):
+        expected = pytest.raises(FolderError, match="something else")
+        with nullcontext() if accepted else expected, atomic_folder(tmp_path / "a") as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub/x").write_text(text)
+    assert (tmp_path / "a/sub/x").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError, match="something else"), atomic_folder(tmp_path / "file"):
+        pass

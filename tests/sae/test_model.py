@@ -85,6 +85,32 @@ def test_starts_with_unit_decoder_rows_and_their_transpose():
     assert torch.equal(sae.W_enc, sae.W_dec.T)
 
 
+def test_encoder_and_decoder_never_share_storage():
+    sae = MatryoshkaSAE(SAEConfig(1, 1, 1, (1,)), dtype=torch.float64)
+    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
+
+
+@pytest.mark.parametrize("activation", ["threshold", "topk"])
+def test_selection_at_inference(activation):
+    """One threshold a latent, or the k largest of each token; a few latents as all of them."""
+    config = SAEConfig(6, 20, 3, (20,), activation=activation)
+    sae = MatryoshkaSAE(config, seed=0, dtype=torch.float64)
+    sae.threshold = torch.rand(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = 2 * torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    pre, want = sae.pre_activations(x), torch.zeros(2, 9, 20, dtype=torch.float64)
+    for i in range(2):
+        for j in range(9):
+            order = sorted(range(20), key=lambda f: -float(pre[i, j, f].detach()))
+            for f in range(20):
+                limit = sae.threshold[f]
+                kept = f in order[:3] if activation == "topk" else bool(pre[i, j, f] > limit)
+                want[i, j, f] = pre[i, j, f] if kept else 0
+    assert torch.equal(sae.encode(x), want)
+    torch.testing.assert_close(sae.encode_some(x, [19, 0, 7]), want[..., [19, 0, 7]])
+    raw = sae.folded(4.0)
+    torch.testing.assert_close(raw.encode(x / 4), want / 4)
+
+
 def test_gradient_projection_and_normalisation():
     sae = make()
     sae.W_dec.grad = torch.randn(20, 6, dtype=torch.float64)
@@ -141,6 +167,12 @@ def test_load_refuses_tensors_of_another_run(tmp_path):
 
 
 def test_config_checks():
+    with pytest.raises(ConfigError, match="did you mean 'topk'"):
+        SAEConfig(6, 20, 3, activation="top_k")
+    with pytest.raises(ConfigError, match="k is 0; it must lie in 1"):
+        SAEConfig(6, 20, 0, activation="topk")
+    with pytest.raises(ConfigError, match="does not say its k"):
+        MatryoshkaSAE(SAEConfig(6, 20, 0)).batch_topk(torch.ones(2, 20))
     with pytest.raises(ConfigError, match="sum to 19; they must"):
         SAEConfig(6, 20, 3, (9, 10))
     with pytest.raises(ConfigError, match="k is 21"):
