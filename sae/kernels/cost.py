@@ -116,9 +116,7 @@ def step_seconds(
     matrix = latents * d_model * 4
     flops = 2 * batch * latents * d_model
     screened = (
-        flops / machine.gemm_bf16
-        + matrix / machine.stream
-        + 1.5 * gathered / machine.gather_dot
+        flops / machine.gemm_bf16 + matrix / machine.stream + 1.5 * gathered / machine.gather_dot
     )
     decode = gathered / machine.gather_weights
     by_latent = 2 * (gathered / machine.gather_tokens + matrix / machine.stream)

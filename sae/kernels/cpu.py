@@ -126,9 +126,7 @@ class CPUKernels(Kernels):
         return _bias_gradient(weights, walk.sum, grads)
 
     @torch.no_grad()
-    def contributions(
-        self, weights: Weights, code: Code, nested: Nested
-    ) -> Float[Tensor, "G B D"]:
+    def contributions(self, weights: Weights, code: Code, nested: Nested) -> Float[Tensor, "G B D"]:
         width = weights.W_dec.shape[1]
         result = weights.W_dec.new_empty(len(nested.prefixes), code.shape[0], width)
         spans = nested.spans()

@@ -1,4 +1,4 @@
-"""Triton programs of the training step, and the shapes they are launched in.
+"""Triton programs of the training step; :mod:`sae.kernels.launches` has the shapes they run in.
 
 Legend: B tokens, D width, F latents, G groups, n active entries; suffixes are [rows, columns] of
 row-major tensors. ``c`` numbers slices of ``BLOCK`` columns of the width.
@@ -17,52 +17,12 @@ No program multiplies matrices; the encoder's product belongs to cuBLAS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import triton
 import triton.language as tl
 
 SIZES = ("B", "G", "n", "capacity")
 """Sizes of which compiled code knows nothing; of ``D`` and ``F`` it knows whether 16 divides them,
 which decides how wide a load may be. So what a test compiles ahead of time is what runs."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How one program is compiled and launched."""
-
-    block: int
-    """Columns of one program instance, ``BLOCK``; a power of two."""
-    warps: int
-    unroll: int = 4
-    """Gathered rows in flight in one iteration, ``UNROLL``."""
-    fusion: bool = True
-    """Whether a product and a sum may round once (FMA); fixed, since its default changes."""
-
-    def options(self) -> dict[str, Any]:
-        """Triton's compile options; nothing here uses its pipelining, so one stage."""
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fusion}
-
-
-FILTER = (Launch(1024, 4),)
-GATHER = (
-    Launch(64, 1),
-    Launch(128, 1),
-    Launch(256, 1),
-    Launch(512, 2),
-    Launch(1024, 4),
-    Launch(2048, 4, 2),
-    Launch(4096, 8, 2),
-)
-ROW = (
-    Launch(64, 1, fusion=False),
-    Launch(256, 1, fusion=False),
-    Launch(1024, 4, fusion=False),
-    Launch(4096, 8, 2, fusion=False),
-    Launch(8192, 16, 2, fusion=False),
-)
-SUM = (Launch(128, 1, fusion=False),)
 
 
 @triton.jit
@@ -100,9 +60,7 @@ def count_program(pre, bias, floors, counts, F, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def compact_program(
-    pre, bias, floors, counts, ends, col, val, F, capacity, BLOCK: tl.constexpr
-):
+def compact_program(pre, bias, floors, counts, ends, col, val, F, capacity, BLOCK: tl.constexpr):
     """Write the passing entries side by side, in order; ``ends`` are running sums of counts.
 
     What lies beyond ``capacity`` is dropped; the launcher compares the last end with it.
@@ -277,9 +235,7 @@ def column_program(
     j = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
-    total = _column(
-        source, row, weight, col_ptr, seg_ptr, partial, j, D, d, inside, BLOCK, UNROLL
-    )
+    total = _column(source, row, weight, col_ptr, seg_ptr, partial, j, D, d, inside, BLOCK, UNROLL)
     if CENTRE:
         total -= tl.load(bias_grad + j) * _wide(b_dec, d, inside)
     tl.store(grad + j * D + d, total.to(grad.dtype.element_ty), mask=inside)
@@ -313,9 +269,7 @@ def update_program(
     j = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     inside = d < D
-    grad = _column(
-        source, row, weight, col_ptr, seg_ptr, partial, j, D, d, inside, BLOCK, UNROLL
-    )
+    grad = _column(source, row, weight, col_ptr, seg_ptr, partial, j, D, d, inside, BLOCK, UNROLL)
     at = j * D + d
     w = _wide(W, at, inside)
     if DECODER:
@@ -333,18 +287,3 @@ def update_program(
     tl.store(exp_avg_sq + at, v.to(exp_avg_sq.dtype.element_ty), mask=inside)
     if SHADOW:
         tl.store(shadow + at, w.to(shadow.dtype.element_ty), mask=inside)
-
-
-LAUNCHES: dict[str, tuple[Any, tuple[Launch, ...]]] = {
-    "bias": (bias_program, FILTER),
-    "count": (count_program, FILTER),
-    "compact": (compact_program, FILTER),
-    "decode": (decode_program, GATHER),
-    "contribute": (contribute_program, GATHER),
-    "reverse": (reverse_program, GATHER),
-    "segment": (segment_program, GATHER),
-    "column": (column_program, GATHER),
-    "sum": (sum_program, SUM),
-    "update": (update_program, ROW),
-}
-"""Every program, and every shape it is ever launched in: the narrowest that fits is chosen."""
