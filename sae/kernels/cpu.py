@@ -63,7 +63,7 @@ class CPUKernels(Kernels):
         losses = []
         for (low, high), entries in zip(nested.spans(), split(code, nested), strict=True):
             residual += forward(entries, weights.W_dec[low:high], _dense(entries))
-            squared = torch.linalg.vecdot(residual, residual)
+            squared = residual.norm(dim=1).square()
             losses.append(squared.sum() if token_weights is None else squared @ token_weights)
         return Decoded(torch.stack(losses) / x.numel(), residual)
 

@@ -60,10 +60,12 @@ def split(code: Code, nested: Nested) -> list[Entries]:
     """The entries of each group, by one stable sort of the code by group and one by latent."""
     batch, latents = code.shape
     spans = nested.spans()
-    group = torch.bucketize(code.col, torch.tensor(nested.prefixes), right=True, out_int32=True)
-    place = group.argsort(stable=True)  # group, token, latent
+    col = code.col.int()
+    prefixes = torch.tensor(nested.prefixes, dtype=torch.int32)
+    group = torch.bucketize(col, prefixes, right=True, out_int32=True)
+    place = group.to(torch.int16).argsort(stable=True)  # group, token, latent
     row = code.row()[place].int()
-    col = code.col[place].int()
+    col = col[place]
     val = code.val[place]
     by_latent = col.argsort(stable=True)  # group, latent, token
     latent_row = row[by_latent]
