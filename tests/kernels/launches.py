@@ -143,11 +143,14 @@ def table(disassemble: bool, processes: int = 2) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     write = "--write" in sys.argv
-    result = {"triton": triton.__version__, "programs": table(disassemble=write)}
+    programs = table(disassemble=write)
     if write:
-        GOLDEN.write_text(json.dumps(result, indent=1) + "\n")
+        rows = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in programs.items())
+        version = json.dumps(triton.__version__)
+        text = f'{{"triton": {version}, "programs": {{\n' + ",\n".join(rows) + "\n}}\n"
+        GOLDEN.write_text(text)
     else:
-        sys.stdout.write(json.dumps(result))
+        sys.stdout.write(json.dumps(programs))
 
 
 if __name__ == "__main__":
