@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
@@ -176,7 +175,7 @@ def _filter(
     """
     T, F = pre.shape
     (launch,) = LAUNCHES["count"][1]
-    grid = (T, triton.cdiv(F, launch.block))
+    grid = (T, -(-F // launch.block))
     counts = torch.empty(grid, dtype=torch.int32, device=pre.device)
     run("count", launch, grid, pre, bias, floors, counts, F)
     ends = counts.view(-1).cumsum(dim=0) + base

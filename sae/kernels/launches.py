@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from hooks.files import ConfigError
@@ -70,7 +69,7 @@ def sliced(name: str, gathered: Tensor, cache_bytes: int) -> tuple[Launch, int]:
         if chosen.block >= D or rows * launch.block * gathered.element_size() > cache_bytes:
             break
         chosen = launch
-    return chosen, triton.cdiv(D, chosen.block)
+    return chosen, -(-D // chosen.block)
 
 
 def whole_row(name: str, D: int) -> Launch:

@@ -15,6 +15,9 @@ Four rules hold for all of them.
 No program multiplies matrices; the encoder's product belongs to cuBLAS.
 """
 
+# To a type checker a program called from a program never returns.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
