@@ -12,6 +12,9 @@ import os
 import torch
 
 from hooks.files import ConfigError
+from sae.kernels.adam import DictionaryAdam
+from sae.kernels.autograd import nested_loss
+from sae.kernels.cpu import CPUKernels
 from sae.kernels.interface import (
     BatchTopK,
     Code,
@@ -26,14 +29,17 @@ from sae.kernels.reference import ReferenceKernels
 
 __all__ = [
     "BatchTopK",
+    "CPUKernels",
     "Code",
     "Decoded",
+    "DictionaryAdam",
     "Kernels",
     "Nested",
     "ReferenceKernels",
     "Selection",
     "TopK",
     "Weights",
+    "nested_loss",
     "select",
 ]
 
@@ -61,8 +67,6 @@ def select(device: torch.device | str, name: str | None = None) -> Kernels:
     if name == "reference":
         return ReferenceKernels()
     if name == "cpu":
-        from sae.kernels.cpu import CPUKernels
-
         return CPUKernels()
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
@@ -70,7 +74,7 @@ def select(device: torch.device | str, name: str | None = None) -> Kernels:
                 "kernels 'triton' were asked for, but Triton is not installed; "
                 "install the package triton, or ask for 'cpu'"
             )
-        from sae.kernels.triton import TritonKernels
+        from sae.kernels.triton import TritonKernels  # Triton is optional
 
         return TritonKernels()
     raise ConfigError(f"kernels {name!r} are unknown; the known ones are {', '.join(NAMES)}")

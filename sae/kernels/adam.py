@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from hooks.files import ConfigError
 from sae.kernels.interface import Weights
 
-BLOCK = 2**18
+BLOCK = 2**17
 """Elements updated at once; a block's weights, gradient and moments share a cache."""
 
 
@@ -104,20 +103,18 @@ class DictionaryAdam:
         return gradient
 
     def _adam(self, weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, lr: float) -> None:
-        step = torch.tensor(float(self.steps), device=weight.device)  # torch increments it
-        adam(
+        torch._fused_adam_(
             [weight],
             [gradient],
             [m],
             [v],
-            max_exp_avg_sqs=[],
-            state_steps=[step],
-            fused=True,
-            amsgrad=False,
+            [],
+            [torch.tensor(self.steps + 1.0, device=weight.device)],
+            lr=lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=lr,
             weight_decay=0.0,
             eps=self.eps,
+            amsgrad=False,
             maximize=False,
         )

@@ -55,7 +55,7 @@ class _NestedLoss(torch.autograd.Function):
         weights = Weights(W_enc, b_enc, W_dec, b_dec)
         code = kernels.encode(weights, x, selection)
         decoded = kernels.decode(weights, code, x, nested, token_weights)
-        ctx.save_for_backward(*weights, x, decoded.losses, decoded.residual, token_weights)
+        ctx.save_for_backward(*weights, x, *decoded, token_weights)
         ctx.kernels, ctx.code, ctx.nested = kernels, code, nested
         ctx.mark_non_differentiable(decoded.losses)
         total = decoded.losses @ decoded.losses.new_tensor(nested.weights)
@@ -64,8 +64,9 @@ class _NestedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        *four, x, losses, residual, token_weights = ctx.saved_tensors
+        *four, x, losses, residual, inner, token_weights = ctx.saved_tensors
+        decoded = Decoded(losses, residual, inner)
         gradients = ctx.kernels.backward(
-            Weights(*four), ctx.code, x, Decoded(losses, residual), ctx.nested, token_weights
+            Weights(*four), ctx.code, x, decoded, ctx.nested, token_weights
         )
         return (*(outer[0] * gradient for gradient in gradients), None, None, None, None, None)

@@ -59,13 +59,18 @@ class CPUKernels(Kernels):
         nested: Nested,
         token_weights: Float[Tensor, " B"] | None = None,
     ) -> Decoded:
+        spans = nested.spans()
+        inner = x.new_empty(len(spans) - 1, *x.shape)
         residual = weights.b_dec - x
         losses = []
-        for (low, high), entries in zip(nested.spans(), split(code, nested), strict=True):
-            residual += forward(entries, weights.W_dec[low:high], _dense(entries))
+        for g, entries in enumerate(split(code, nested)):
+            low, high = spans[g]
+            contribution = forward(entries, weights.W_dec[low:high], _dense(entries))
+            kept = inner[g] if g < len(inner) else contribution
+            residual = torch.add(residual, contribution, out=kept)
             squared = residual.norm(dim=1).square()
             losses.append(squared.sum() if token_weights is None else squared @ token_weights)
-        return Decoded(torch.stack(losses) / x.numel(), residual)
+        return Decoded(torch.stack(losses) / x.numel(), residual, inner)
 
     @torch.no_grad()
     def suffixes(
@@ -121,8 +126,7 @@ class CPUKernels(Kernels):
             dense = _dense(groups[g])
             suffix = walk.suffix(g)
             _group_gradients(weights, groups[g], dense, centred, suffix, nested, g, grads)
-            if g > 0:
-                walk.leave(g, groups[g], dense)
+            walk.leave(g, groups[g], dense)
         return _bias_gradient(weights, walk.sum, grads)
 
     @torch.no_grad()
@@ -175,8 +179,8 @@ class _Walk:
     def __init__(
         self, weights: Weights, decoded: Decoded, nested: Nested, token_weights: Tensor | None
     ) -> None:
-        self.weights, self.nested = weights, nested
-        self.residual = decoded.residual.clone()
+        self.weights, self.nested, self.inner = weights, nested, decoded.inner
+        self.residual = decoded.residual
         self.sum = torch.zeros_like(self.residual)
         self.scale = 2 / self.residual.numel()
         self.tokens = None if token_weights is None else token_weights[:, None] * self.scale
@@ -189,9 +193,14 @@ class _Walk:
         return self.sum.addcmul_(self.residual, self.tokens, value=weight)
 
     def leave(self, g: int, entries: Entries, dense: Tensor | None) -> None:
-        """Take group ``g``'s contribution out of the residual."""
-        low, high = self.nested.spans()[g]
-        self.residual -= forward(entries, self.weights.W_dec[low:high], dense)
+        """Go on to the residual without group ``g``."""
+        if g == 0:
+            return
+        if self.inner is not None:
+            self.residual = self.inner[g - 1]
+        else:
+            low, high = self.nested.spans()[g]
+            self.residual = self.residual - forward(entries, self.weights.W_dec[low:high], dense)
 
 
 def _group_gradients(

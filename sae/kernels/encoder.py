@@ -59,7 +59,9 @@ class Candidates(NamedTuple):
     def at_least(self, floor: float) -> Candidates:
         """Those that may reach ``floor``."""
         stay = (self.high >= floor).nonzero().squeeze(1)
-        return Candidates(*(tensor[stay] for tensor in self[:4]), self.exact)
+        return Candidates(
+            self.row[stay], self.col[stay], self.low[stay], self.high[stay], self.exact
+        )
 
 
 def batch_topk(
@@ -167,6 +169,7 @@ class Screener:
         ones = torch.ones_like(self.norm)
         self.columns = slice(width, width + EXTRA)
         self.rounded[:, self.columns] = torch.stack([self.lost, self.norm, ones, ones], dim=1)
+        self.bound = torch.empty(max(SCREEN_BLOCK, tokens), dtype=torch.bfloat16)
 
     def candidates(
         self, W: Float[Tensor, "C D"], b: Float[Tensor, " C"], floor: float
@@ -174,14 +177,16 @@ class Screener:
         """Entries of ``centred @ Wᵀ + b`` that may reach ``floor``, which is positive."""
         latents, width = W.shape
         rounded = torch.zeros(latents, self.rounded.shape[1], dtype=torch.bfloat16)
-        rounded[:, :width] = W
-        norm, lost = _up(W.norm(dim=1)), _up((W - rounded[:, :width]).norm(dim=1))
+        plain = W.bfloat16()
+        rounded[:, :width] = plain
+        norm, lost = _up(W.norm(dim=1)), _up(plain.to(W.dtype).sub_(W).norm(dim=1))
         shift = b - floor
         slack = shift.abs() * (2.0**-14 + self.slack)
         high = (shift + slack).bfloat16()
         low = (shift + slack - high).bfloat16()
         rounded[:, self.columns] = torch.stack([norm.bfloat16(), lost.bfloat16(), high, low], dim=1)
-        bound = (self.rounded @ rounded.T).view(-1)
+        bound = self.bound[: len(self.rounded) * latents]
+        torch.mm(self.rounded, rounded.T, out=bound.view(-1, latents))
         place = _true(bound.view(torch.int16).numpy() > 0)  # the sign of bf16 is that of its bits
         row, col = _divided(place, latents)
         above = bound[place].to(W.dtype)

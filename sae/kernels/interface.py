@@ -156,6 +156,8 @@ class Decoded(NamedTuple):
     """``ℓ_g`` of each prefix: squared error per token and dimension, weighted by token."""
     residual: Float[Tensor, "B D"]
     """Of the whole dictionary, reconstruction − x."""
+    inner: Float[Tensor, "G-1 B D"] | None = None
+    """Of the prefixes before it, if the implementation keeps them; they spare the walk back."""
 
 
 class Kernels(Protocol):

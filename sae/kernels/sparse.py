@@ -163,9 +163,9 @@ def transposed(
         return
     values = values[entries.by_latent]
     step = max(1, BLOCK // table.shape[1])
-    bounds = entries.latent_ptr[::step].tolist() + [len(values)]
+    bounds = [*entries.latent_ptr[::step].tolist(), len(values)]
     for i, begin in enumerate(range(0, entries.latents, step)):
         end = min(begin + step, entries.latents)
-        part = slice(bounds[i], bounds[i + 1] if end < entries.latents else len(values))
+        part = slice(bounds[i], bounds[i + 1])
         ptr = entries.latent_ptr[begin : end + 1] - bounds[i]
         out[begin:end] = bag(entries.latent_row[part], table, ptr, values[part])
