@@ -21,7 +21,8 @@ from hooks.files import ConfigError
 from sae.kernels.interface import BatchTopK, Code, Selection, TopK, Weights
 from sae.kernels.launches import LAUNCHES, run
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16)
+"""Not float16: suffix sums, of the order of 1 / (B·D), would vanish in it."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,27 @@ class Entries(NamedTuple):
         return Entries(kept[self.row_ptr], self.col[keep], self.val[keep])
 
 
-def checked(weights: Weights, x: Tensor) -> Tensor:
+def checked(weights: Weights, x: Tensor, out: Weights | None = None) -> Tensor:
     """``x`` in the weights' type, and laid out as the programs read it.
 
     Raises
     ------
     ConfigError
-        If the programs cannot read the weights.
+        If the programs cannot read the weights, or write ``out``.
     """
     dtype = weights.W_enc.dtype
     if dtype not in DTYPES:
         raise ConfigError(
-            f"the Triton kernels take float32, bfloat16 or float16 weights, these are {dtype}; "
+            f"the Triton kernels take float32 or bfloat16 weights, these are {dtype}; "
             "convert them, or ask for the kernels 'reference'"
         )
-    if not (weights.W_enc.is_contiguous() and weights.W_dec.is_contiguous()):
-        raise ConfigError(
-            "W_enc and W_dec must be contiguous [F, D]; call .contiguous() on them once"
-        )
+    for tensors in (weights, out or weights):
+        for name, tensor in tensors._asdict().items():
+            if not tensor.is_contiguous():
+                raise ConfigError(
+                    f"{name} has strides {tensor.stride()}; the Triton kernels need rows side by "
+                    "side: call .contiguous() once, where the tensor is made"
+                )
     return x.to(dtype).contiguous()
 
 

@@ -51,6 +51,9 @@ class Shape:
     in fp32. All keep fp32 weights and a bf16 copy."""
     gathers: Literal["cache", "memory"] = "cache"
     """Where gathered rows are read from; slices of the width that fit make it the cache."""
+    whole_rows: bool = True
+    """Whether a fused update gathers ``S`` for whole decoder rows, as the programs do now, to know
+    their length; slices then do not fit the cache."""
     filter_reads: int = 2
     """Readings of the pre-activations by the filter: to count, and to write."""
 
@@ -86,7 +89,7 @@ def sparse_step(shape: Shape, gpu: Gpu = H100) -> list[Pass]:
     """The passes of a step as the Triton kernels run it.
 
     >>> round(sum(row.ms for row in sparse_step(Shape(adam="fused bf16"))), 1)
-    8.8
+    9.5
     """
     B, D, F = shape.batch, shape.width, shape.latents
     entries = B * shape.k
@@ -94,13 +97,14 @@ def sparse_step(shape: Shape, gpu: Gpu = H100) -> list[Pass]:
     product = 2 * B * D * F
     gather = (entries * D * BF16, 2 * entries * D)
     source = gpu.cache if shape.gathers == "cache" else gpu.memory
+    whole = shape.whole_rows and shape.adam != "separate"
     return [
         _row("encoder product", gpu, F * D * BF16, product),
         _row("pre-activations written, filtered", gpu, (1 + shape.filter_reads) * pre, 0),
         _row("decode: gather W_dec", gpu, *gather, source),
         _row("reverse walk: gather W_dec", gpu, *gather, source),
         _row("reverse walk: write S", gpu, shape.groups * B * D * BF16, 0),
-        _row("decoder gradient: gather S", gpu, *gather, source),
+        _row("decoder gradient: gather S", gpu, *gather, gpu.memory if whole else source),
         _row("encoder gradient: gather x", gpu, *gather, source),
         _row(f"Adam, {shape.adam}", gpu, 2 * F * D * ADAM_BYTES[shape.adam], 0),
     ]

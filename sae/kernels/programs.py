@@ -267,10 +267,11 @@ def update_program(
 
     ``step`` is lr / (1 − β₁ᵗ), ``rest`` are 1 − β, ``root_2`` is √(1 − β₂ᵗ), as in
     ``torch.optim.Adam``. With ``DECODER`` the gradient first loses its part along the row and
-    the row is afterwards scaled to unit length. ``SHADOW`` keeps a copy in another type.
+    the row is afterwards scaled to unit length, so there one slice must hold it. ``SHADOW`` keeps
+    a copy in another type.
     """
     j = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
     grad = _column(source, row, weight, col_ptr, seg_ptr, partial, j, D, d, inside, BLOCK, UNROLL)
     at = j * D + d

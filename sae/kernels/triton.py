@@ -34,7 +34,7 @@ class _ColumnInputs(NamedTuple):
 class TritonKernels(Kernels):
     """See :class:`sae.kernels.interface.Kernels`.
 
-    Takes float32, bfloat16 or float16; sums are in float32. The code's values and the residual
+    Takes float32 or bfloat16; sums are in float32. The code's values and the residual
     are float32, ``S`` has the weights' type, gradients that of ``out``.
     """
 
@@ -103,7 +103,7 @@ class TritonKernels(Kernels):
         nested: Nested,
         out: Weights | None = None,
     ) -> Weights:
-        x = checked(weights, x)
+        x, S = checked(weights, x, out), S.contiguous()
         dval = self._reverse(weights, code, S, None, None, nested)
         return self._weight_gradients(weights, code, x, S, dval, nested, out)
 
@@ -118,7 +118,7 @@ class TritonKernels(Kernels):
         token_weights: Float[Tensor, " B"] | None = None,
         out: Weights | None = None,
     ) -> Weights:
-        x = checked(weights, x)
+        x = checked(weights, x, out)
         S, dval = self._walk(weights, code, decoded, nested, token_weights)
         return self._weight_gradients(weights, code, x, S, dval, nested, out)
 
@@ -240,7 +240,7 @@ class TritonKernels(Kernels):
         """
         x = checked(weights, x)
         master, D = optimizer.weights, x.shape[1]
-        launch = whole_row("update", D)
+        whole = whole_row("update", D)
         S, dval = self._walk(weights, code, decoded, nested, token_weights)
         sums = self._column_inputs(weights, code, x, S, dval, nested)
         optimizer.steps += 1
@@ -252,7 +252,12 @@ class TritonKernels(Kernels):
             tensors = [getattr(w, name) for w in (master, optimizer.exp_avg, optimizer.exp_avg_sq)]
             shadow: Tensor = getattr(weights, name)
             switches = {"DECODER": name == "W_dec", "SHADOW": shadow is not tensors[0]}
-            grid = (len(shadow),)
+            launch, slices = (
+                (whole, 1)
+                if name == "W_dec"
+                else sliced("update", inputs[0], self.tuning.cache_bytes)
+            )
+            grid = (len(shadow), slices)
             run("update", launch, grid, *inputs, *tensors, shadow, *scalars, D, **switches)
         for name, grad in (("b_enc", sums.d_b_enc), ("b_dec", sums.d_b_dec)):
             bias, m, v = (

@@ -164,7 +164,7 @@ def test_equal_inputs_give_equal_bits():
     def step() -> list[Tensor]:
         code = kernels.encode(weights, x, case.selection)
         decoded = kernels.decode(weights, code, x, case.nested)
-        return [*code[:3], *decoded, *kernels.backward(weights, code, x, decoded, case.nested)]
+        return [*code[:3], *decoded[:2], *kernels.backward(weights, code, x, decoded, case.nested)]
 
     assert all(torch.equal(a, b) for a, b in zip(step(), step(), strict=True))
 
