@@ -10,8 +10,8 @@ from torch import Tensor
 from hooks.files import ConfigError
 from sae.kernels.interface import Weights
 
-BLOCK = 2**17
-"""Elements updated at once; a block's weights, gradient and moments share a cache."""
+BLOCK = 2**20
+"""Elements updated at once, so that a row is still in the cache from one pass to the next."""
 
 
 class DictionaryAdam:

@@ -19,11 +19,11 @@ import torch
 from sae.kernels.sparse import bag, sampled_dots
 
 GATHER_FLOPS = 8.0
-"""Dense floating-point operations in the time of one gathered multiply-add, by measurement.
+"""Dense multiply-adds in the time of one gathered multiply-add.
 
-2·B·m·D operations of a product take as long as ``B·m·D / GATHER_FLOPS`` gathered elements, so that
-a group is cheaper sparse below a share of 1/8 active entries. Measured between 4 (gradient of the
-weights) and 14 (decoding) on Sapphire Rapids and Zen 4.
+A group's passes run sparse below a share of one in this many active entries. Measured at width 512
+on one core of a Xeon with AVX-512 (fp32), gather and product break even at a share of 9–19 % for
+decoding, 11–16 % for dot products, 9–12 % for gradients of weights, in groups of 128–2048 latents.
 """
 
 
@@ -93,13 +93,15 @@ class Step:
 
     encoder: float
     """Products and gathers that give pre-activations."""
+    selection: float
+    """Passes over B × F that choose among them."""
     decode: float
     gradients: float
     optimizer: float
 
     @property
     def total(self) -> float:
-        return self.encoder + self.decode + self.gradients + self.optimizer
+        return self.encoder + self.selection + self.decode + self.gradients + self.optimizer
 
 
 def step_seconds(
@@ -107,10 +109,10 @@ def step_seconds(
 ) -> Step:
     """A sparse step's time if every phase ran at the machine's measured rates.
 
-    Encoder: one product, or a bf16 product, a read and a write of the weights at their conversion
-    and dot products for the candidates (about 1.5 n). Decoder: one gather. Gradients: that gather
-    again on the walk back, a dot product and two gathers by latent, two matrices written.
-    Optimizer: 7 streams over each matrix, and 3 half-streams for the gradient's norm.
+    Encoder: one product, or a bf16 product, one stream over the weights to round them, and dot
+    products for the candidates (about 1.5 n). Selection: one look at each result. Decoder: one
+    gather. Gradients: a dot product and two gathers by latent, two matrices written. Optimizer: 7
+    streams over each matrix, and 3 half-streams for the gradient's norm.
     """
     gathered = batch * k * d_model * 4
     matrix = latents * d_model * 4
@@ -122,8 +124,9 @@ def step_seconds(
     by_latent = 2 * (gathered / machine.gather_tokens + matrix / machine.stream)
     return Step(
         encoder=screened if screen else flops / machine.gemm,
+        selection=(2 if screen else 4) * batch * latents / machine.stream,
         decode=decode,
-        gradients=decode + gathered / machine.gather_dot + by_latent,
+        gradients=gathered / machine.gather_dot + by_latent,
         optimizer=(7 * 2 + 3) * matrix / machine.stream,
     )
 
@@ -131,12 +134,14 @@ def step_seconds(
 def dense_seconds(machine: Machine, d_model: int, latents: int, batch: int) -> Step:
     """A dense step by automatic differentiation: six products, and the optimizer's streams.
 
-    Element-wise passes over B × F (ReLU, selection, their gradients) are counted as ten streams.
+    Element-wise passes over B × F (ReLU, selection, their gradients) are counted as ten streams,
+    five of them on the way back.
     """
     product = 2 * batch * latents * d_model / machine.gemm
     pass_over_latents = batch * latents * 4 / machine.stream
     return Step(
-        encoder=product + 5 * pass_over_latents,
+        encoder=product + pass_over_latents,
+        selection=4 * pass_over_latents,
         decode=product,
         gradients=4 * product + 5 * pass_over_latents,
         optimizer=(7 * 2 + 10) * latents * d_model * 4 / machine.stream,

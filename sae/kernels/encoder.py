@@ -31,8 +31,8 @@ from torch import Tensor
 from sae.kernels.interface import Code, Weights
 from sae.kernels.sparse import offsets, sampled_dots
 
-SCREEN_BLOCK = 2**20
-"""Pre-activations screened at once; in bf16 they fit a second-level cache."""
+SCREEN_BLOCK = 2**21
+"""Pre-activations screened at once; in bf16 they about fit a second-level cache."""
 FULL_BLOCK = 2**21
 """Pre-activations of full precision held at once."""
 EXTRA = 4

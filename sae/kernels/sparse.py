@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae.kernels.interface import Code, Nested
 
-BLOCK = 2**18
+BLOCK = 2**20
 """Elements of a result that are made at once, then copied out while they are in the cache."""
 
 with warnings.catch_warnings():
