@@ -1,7 +1,7 @@
 """Triton programs of the training step; :mod:`sae.kernels.launches` has the shapes they run in.
 
-Legend: B tokens, D width, F latents, G groups, n active entries; suffixes are [rows, columns] of
-row-major tensors. ``c`` numbers slices of ``BLOCK`` columns of the width.
+Legend: B tokens, D width, F latents, G groups, n active entries; ``c`` numbers slices of ``BLOCK``
+columns of the width. All tensors are row-major.
 
 Four rules hold for all of them.
 

@@ -1,4 +1,4 @@
-"""The Triton kernels where there is no GPU: interpreted, and compiled ahead of time.
+"""The Triton kernels, where there is no GPU: interpreted, and compiled ahead of time.
 
 Triton reads ``TRITON_INTERPRET`` when a program is decorated, so each way has its own process.
 """
@@ -37,10 +37,19 @@ def python(*args, **environment):
     return result.stdout
 
 
-def test_parity_in_the_interpreter():
+def parity(interpret):
     plain = ("-m", "pytest", "--noconftest", "-p", "no:cacheprovider")
-    output = python(*plain, str(HERE / "interpreted.py"), TRITON_INTERPRET="1")
+    output = python(*plain, str(HERE / "interpreted.py"), TRITON_INTERPRET=interpret)
     assert " passed" in output
+
+
+def test_parity_in_the_interpreter():
+    parity("1")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_parity_on_a_gpu():
+    parity("0")
 
 
 def test_every_launch_compiles_within_what_devices_have():
