@@ -24,6 +24,9 @@ from sae.kernels.triton import TritonKernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="run with TRITON_INTERPRET=1"
+)
 ORACLE = ReferenceKernels()
 SINGLE = 2e-6
 """Relative norm of a float32 result's error against float64."""
