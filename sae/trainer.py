@@ -18,11 +18,7 @@ from sae.kernels import BatchTopK, DictionaryAdam, Nested, Selection, TopK, Weig
 from sae.model import FRACTIONS, MatryoshkaSAE, SAEConfig, geometric_median, group_sizes_of
 from sae.parallel import Alone, DataParallel, Objective, Sharded
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FLOOR = 0.9
 """Candidates for BatchTopK are looked for above this share of the last batch's smallest entry."""
 SAMPLED_AT = 256
@@ -83,7 +79,7 @@ class TrainConfig:
     heldout: float = 0.2
     """Share of patients kept out of training."""
     seed: int = 0
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
     """Of weights, moments and arithmetic."""
     kernels: Literal["reference", "cpu", "triton"] | None = None
     """Implementation of a step; ``None`` means the fastest one for the device."""

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from hooks.files import ConfigError
-from sae.kernels.interface import BatchTopK, Code, Selection, TopK, Weights
+from sae.kernels.interface import Above, BatchTopK, Code, Selection, TopK, Weights
 from sae.kernels.launches import LAUNCHES, run
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -79,22 +79,27 @@ def checked(weights: Weights, x: Tensor, out: Weights | None = None) -> Tensor:
 
 def selected(weights: Weights, x: Tensor, selection: Selection, tuning: Tuning) -> Code:
     """The entries of the pre-activations that ``selection`` keeps; ``x`` as :func:`checked`."""
-    if isinstance(selection, TopK):
-        entries = _topk(weights, x, selection.k, tuning)
-    else:
+    if isinstance(selection, BatchTopK):
         entries = _batch_topk(weights, x, selection, tuning)
+    else:
+        entries = _by_token(weights, x, selection, tuning)
     least = float(entries.val.min()) if entries.val.numel() else 0.0
     shape = (len(x), len(weights.W_enc))
     return Code(entries.row_ptr, entries.col.long(), entries.val, shape, least)
 
 
-def _topk(weights: Weights, x: Tensor, k: int, tuning: Tuning) -> Entries:
-    k = min(k, len(weights.W_enc))
+def _by_token(weights: Weights, x: Tensor, selection: TopK | Above, tuning: Tuning) -> Entries:
+    """What each token keeps without regard to the others."""
     bias = _bias(weights)
     row_ptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     parts = []
     for first, pre in _pre_activations(weights, x, tuning.chunk):
-        floors = (pre.float() + bias).topk(k, dim=1).values[:, -1].contiguous()
+        if isinstance(selection, TopK):
+            k = min(selection.k, len(weights.W_enc))
+            floors = (pre.float() + bias).topk(k, dim=1).values[:, -1].contiguous()
+        else:  # the filter keeps what equals its floor, this selection does not
+            threshold = torch.full((len(pre),), selection.threshold, device=x.device)
+            floors = threshold.nextafter(torch.full_like(threshold, torch.inf))
         part = _passing(pre, bias, floors)
         row_ptr[first + 1 : first + 1 + len(pre)] = part.row_ptr[1:] + row_ptr[first]
         parts.append(part)

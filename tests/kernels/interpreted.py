@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.kernels.adam import DictionaryAdam
 from sae.kernels.columns import range_sums
 from sae.kernels.filtering import Tuning
-from sae.kernels.interface import BatchTopK, Code, Nested, TopK, Weights
+from sae.kernels.interface import Above, BatchTopK, Code, Nested, TopK, Weights
 from sae.kernels.reference import ReferenceKernels
 from sae.kernels.triton import TritonKernels
 
@@ -40,7 +40,7 @@ class Case:
     batch: int = 8
     prefixes: tuple[int, ...] = (4, 10, 24)
     width: int = 40
-    selection: BatchTopK | TopK = field(default_factory=lambda: BatchTopK(2.5))
+    selection: BatchTopK | TopK | Above = field(default_factory=lambda: BatchTopK(2.5))
     bias: tuple[int, int, float] = (0, 0, 0.0)
     """A range of latents and their encoder bias."""
     silent: tuple[int, int] = (0, 0)
@@ -93,6 +93,7 @@ CASES = [
     Case("every entry", selection=BatchTopK(24)),
     Case("token weights", token_weights=True, selection=TopK(3), tuning=FINE),
     Case("ties in tokens", whole=True, width=3, selection=TopK(2)),
+    Case("above a threshold, itself left out", whole=True, width=3, selection=Above(1.0)),
     Case("k above F", selection=TopK(30), prefixes=(2, 5)),
     Case("one token, one latent", batch=1, prefixes=(1,), bias=(0, 1, 50.0)),
 ]
