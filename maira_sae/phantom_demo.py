@@ -58,6 +58,8 @@ from steering.edits import Mode
 STREAMS = ("text", "vision")
 FIRST_SEED = 500_000_000
 """Studies of the demonstration with seed S are drawn from `FIRST_SEED + 100_000 · S` on."""
+RANDOM_ROWS = 20_000
+"""Rows on which random directions are made to fire as often as trained latents."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class PhantomDemoConfig:
     steps: int = 500
     text_k: int = 14
     vision_k: int = 8
-    expansion: int = 8
+    expansion: int = 16
     n_loss_studies: int = 100
     """Held-out studies on which cross-entropy is measured."""
     n_score: int = 200
@@ -225,22 +227,29 @@ class PhantomDemo(Demo):
         }
 
     def _random(self, stream: str) -> MatryoshkaSAE:
-        """Random directions that fire as often, on the first rows, as the trained dictionary."""
+        """Random directions, as many and as often active on the scored rows as the trained ones."""
         sae, folder = self.sae(stream), self.activations(stream)
-        x = folder.rows(sae.config.site, 0, min(20_000, folder.n_tokens)).to(sae.W_dec)
+        chosen = self._scored_rows(stream) & ~folder.heldout(HELDOUT)
+        chosen &= np.cumsum(chosen) <= RANDOM_ROWS
+        rows = folder.rows(sae.config.site, 0, int(chosen.nonzero()[0][-1]) + 1)
+        x = rows[torch.from_numpy(chosen[: len(rows)])].to(sae.W_dec)
         return random_dictionary(sae, x, seed=self.config.seed)
 
-    def _score(self, sae: MatryoshkaSAE, stream: str) -> list[LatentScore]:
-        """Best latents over image patches, or over the full stops of report sentences.
+    def _scored_rows(self, stream: str) -> np.ndarray:
+        """Image patches, or the full stops of report sentences.
 
         A full stop is the same token in every report: what a latent tells there of the sentence
         it ends, it does not have from the word.
         """
         folder = self.activations(stream)
-        rows = np.ones(folder.n_tokens, dtype=bool)
-        if stream == "text":
-            stop = self.loaded[1].tokenizer.convert_tokens_to_ids(".")
-            rows = (folder.column("role") == "report") & (folder.column("token_id") == stop)
+        if stream == "vision":
+            return np.ones(folder.n_tokens, dtype=bool)
+        stop = self.loaded[1].tokenizer.convert_tokens_to_ids(".")
+        return (folder.column("role") == "report") & (folder.column("token_id") == stop)
+
+    def _score(self, sae: MatryoshkaSAE, stream: str) -> list[LatentScore]:
+        """The best latent of each finding on the scored rows."""
+        folder, rows = self.activations(stream), self._scored_rows(stream)
         chosen = torch.from_numpy(rows)
         latents = gather(encoded(sae, folder, chosen))
         carried = torch.from_numpy(self._factors[stream][rows, : len(LABELS)])
