@@ -45,3 +45,35 @@ def absorption(
         )
     if as_json:
         typer.echo(json.dumps(result))
+
+
+@app.command(
+    epilog="Example: `maira-sae bench train --d-model 512 --latents 8192 --k 32 --batch 2048` — "
+    "other libraries need `make peers` first"
+)
+def train(
+    d_model: Annotated[int, typer.Option(help="Width of the activations.")] = 512,
+    latents: Annotated[int, typer.Option(help="Size of the dictionary.")] = 8192,
+    k: Annotated[int, typer.Option(help="Mean active latents per token.")] = 32,
+    batch: Annotated[int, typer.Option(help="Tokens a step.")] = 2048,
+    steps: Annotated[int, typer.Option(help="Steps of each trainer.")] = 200,
+    threads: Annotated[int, typer.Option(help="Threads of each trainer.")] = 0,
+    peers: Annotated[
+        str, typer.Option(help="Who runs beside ours, of sae_lens, dictionary_learning, dense.")
+    ] = "sae_lens,dictionary_learning,dense",
+    peers_python: Annotated[
+        Path, typer.Option(envvar="PEERS_PYTHON", help="Python with the other libraries.")
+    ] = Path(".venv-peers/bin/python"),
+    as_json: Json = False,
+) -> None:
+    """A whole training step: ours, other libraries', and plain torch, in turn on one machine."""
+    import torch
+
+    from maira_sae.bench_train import StepShape, compare, table
+
+    shape = StepShape(d_model, latents, k, batch, threads or torch.get_num_threads())
+    names = ("maira_sae", *(name for name in peers.split(",") if name))
+    result = compare(shape, names, steps, str(peers_python))
+    typer.echo(table(result))
+    if as_json:
+        typer.echo(json.dumps(result))
