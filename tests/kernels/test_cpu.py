@@ -224,9 +224,9 @@ def test_auxiliary(dictionary, tokens, passes, k):
 @pytest.mark.parametrize("selection", [BatchTopK(2), BatchTopK(2, 0.7), TopK(2)])
 @pytest.mark.parametrize("ours", [REFERENCE, CPUKernels(False), CPUKernels(True)])
 def test_gradcheck(dictionary, tokens, ours, selection):
-    weights = Weights(*(t.requires_grad_() for t in dictionary(5, 14)))
-    x, token_weights = tokens(4, 5), torch.rand(4, dtype=torch.float64)
-    nested = Nested((3, 8, 14), (0.2, 0.3, 0.7))
+    weights = Weights(*(t.requires_grad_() for t in dictionary(3, 9)))
+    x, token_weights = tokens(4, 3), torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+    nested = Nested((2, 5, 9), (0.2, 0.3, 0.7))
 
     def loss(*four):
         return nested_loss(ours, Weights(*four), x, selection, nested, token_weights)[0]
