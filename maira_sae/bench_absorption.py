@@ -134,7 +134,8 @@ def judge(sae: MatryoshkaSAE, planted: Planted, config: AbsorptionBench) -> dict
     return {
         "rate": found.rate,
         "n": found.n,
-        "silent_elsewhere": found.silent_elsewhere,
+        "silent": found.silent,
+        "silent_alone": found.silent_alone,
         "parent_auroc": float(np.mean([one.parent_auroc for one in pairs])),
         "child_auroc": float(np.mean([one.child_auroc for one in pairs])),
         "l0": quality.l0,

@@ -7,6 +7,7 @@ line with the seconds and the loss of every step as JSON. A 0 is answered with t
 before the trainer was made. Imports nothing of this library but for its own two trainers.
 """
 
+# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportOptionalOperand=false
 import json
 import resource
 import sys
@@ -79,8 +80,8 @@ def dense(shape):
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            along = (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True)
-            sae.W_dec.grad.sub_(along * sae.W_dec)
+            gradient = sae.W_dec.grad
+            gradient.sub_((gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec)
             torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
             optimizer.step()
             sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))

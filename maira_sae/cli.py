@@ -128,7 +128,7 @@ def harvest(
 
 
 @app.command(
-    epilog="Examples: `maira-sae train acts/ --site llm.15.resid_post --expansion 4 --out sae/`; "
+    epilog="Example: `maira-sae train acts/ --site llm.15.resid_post --expansion 4 --out sae/`; "
     "on 8 GPUs `torchrun --nproc-per-node 8 -m maira_sae train acts/ … --shard-latents`; without "
     "a folder, rows come from the model: `maira-sae train --model maira-2/ --studies mimic/ …`"
 )
@@ -287,11 +287,10 @@ def eval(  # the contract's name, not Python's
         raise MairaSaeError("two folders given with --beside have one name; rename one")
     config = EvaluationConfig(heldout=heldout, seed=seed)
     records = read_folder(studies) if studies is not None else []
-    labels = (
-        {study.id: study.labels for study in records}
-        if any(study.labels for study in records)
-        else None
-    )
+    harvested = set(folder.column("study"))
+    labels = {study.id: study.labels for study in records if study.id in harvested}
+    if not any(labels.values()):
+        labels = None  # loss can be measured on studies that were not harvested, labels cannot
     quality = measure(sae, folder, sae.config.site, folder.heldout(heldout))
     result: dict[str, Any] = {**quality.summary(), **evaluate(sae, folder, config, others, labels)}
     if model is not None:

@@ -20,6 +20,8 @@ class Absorption(NamedTuple):
     """Share of held-out rows with the child on which the parent is absorbed."""
     n: int
     """Held-out rows with the child."""
+    silent: float
+    """Share of those on which the parent's latents are silent, absorbed or not."""
     silent_elsewhere: float
     """Share of held-out rows with the parent but not the child on which the parent's latents are
     silent: how often they are so for other reasons. 0 if `n_elsewhere` is."""
@@ -117,9 +119,13 @@ class HierarchyAbsorption(NamedTuple):
     """Share, of all held-out rows with a child, on which its parent is absorbed."""
     n: int
     """Those rows, one for each child that is on."""
-    silent_elsewhere: float
-    """The same of held-out rows with a parent but without the child."""
-    n_elsewhere: int
+    silent: float
+    """Share of those on which the parent's latent is silent, absorbed or not: what is silent
+    without being absorbed has lost its parent in another way."""
+    silent_alone: float
+    """Share of held-out rows with a parent but none of its children on which its latent is silent:
+    how often it is so for other reasons. 0 if `n_alone` is."""
+    n_alone: int
     pairs: dict[tuple[int, int], Absorption]
     """By the columns of parent and child."""
 
@@ -153,6 +159,7 @@ def hierarchy_absorption(
     """
     latents = sparse(latents)
     pairs: dict[tuple[int, int], Absorption] = {}
+    n_alone = n_silent = 0
     for parent in sorted({one for one in parents.tolist() if one >= 0}):
         children = (parents == parent).nonzero().flatten().tolist()
         stray = (truth[:, children].any(1) & ~truth[:, parent]).nonzero()
@@ -164,6 +171,9 @@ def hierarchy_absorption(
         sides = split(latents, truth[:, [parent, *children]], heldout)
         specific = _specific(sides)
         general = _general(sides, specific, 1)
+        alone = sides.test_truth[:, 0] & ~sides.test_truth[:, 1:].any(1)
+        n_alone += int(alone.sum())
+        n_silent += int((sides.test.dense(general)[alone] <= 0).sum())
         for column, (child, latent) in enumerate(zip(children, specific, strict=True), start=1):
             others = [i for i in range(1, len(children) + 1) if i != column]
             beside = sides.test_truth[:, others].any(1)
@@ -174,13 +184,13 @@ def hierarchy_absorption(
     if not pairs:
         raise PhantomError("no factor has a parent, so nothing can be absorbed; give a hierarchy")
     found = list(pairs.values())
-    n, n_elsewhere = sum(one.n for one in found), sum(one.n_elsewhere for one in found)
-    elsewhere = sum(one.silent_elsewhere * one.n_elsewhere for one in found)
+    n = sum(one.n for one in found)
     return HierarchyAbsorption(
         rate=sum(one.rate * one.n for one in found) / n,
         n=n,
-        silent_elsewhere=elsewhere / n_elsewhere if n_elsewhere else 0.0,
-        n_elsewhere=n_elsewhere,
+        silent=sum(one.silent * one.n for one in found) / n,
+        silent_alone=n_silent / n_alone if n_alone else 0.0,
+        n_alone=n_alone,
         pairs=pairs,
     )
 
@@ -227,6 +237,7 @@ def _judge(
     return Absorption(
         rate=_share(absorbed, is_child),
         n=int(is_child.sum()),
+        silent=_share(quiet, is_child),
         silent_elsewhere=_share(quiet, elsewhere),
         n_elsewhere=int(elsewhere.sum()),
         silent_with_sibling=_share(quiet, both) if both.any() else None,

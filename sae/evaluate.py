@@ -151,7 +151,7 @@ def evaluate(
     others
         Dictionaries of the same site, by name; their thresholds are set to ``sae``'s L0.
     labels
-        Labels of every study in the folder, for the probes.
+        Labels of studies, for the probes; studies without an entry are left out of them.
 
     Returns
     -------
@@ -320,14 +320,15 @@ def probe_labels(
     Raises
     ------
     ConfigError
-        If a study of the folder has no entry in ``labels``.
+        If no study of the folder has an entry in ``labels``.
     """
-    studies = list(dict.fromkeys(folder.column("study")))
-    missing = [study for study in studies if study not in labels]
-    if missing:
+    everyone = list(dict.fromkeys(folder.column("study")))
+    known = torch.tensor([study in labels for study in everyone])
+    studies = [study for study in everyone if study in labels]
+    if not studies:
         raise ConfigError(
-            f"{len(missing)} studies of {folder.folder} have no labels, {missing[0]!r} for one; "
-            "give the studies that were harvested"
+            f"none of the {len(everyone)} studies of {folder.folder} has labels, such as "
+            f"{everyone[0]!r}; give the studies that were harvested"
         )
     owner = dict(zip(folder.column("study"), folder.column("patient"), strict=True))
     side = dict(zip(folder.column("study"), folder.heldout(config.heldout), strict=True))
@@ -337,6 +338,8 @@ def probe_labels(
     truth = truth.view(len(studies), len(names))
     usable = scorable(truth, heldout, config.least)
     record: dict[str, Any] = {
+        "n_studies": len(studies),
+        "n_studies_unknown": len(everyone) - len(studies),
         "left_out": [name for name, ok in zip(names, usable.tolist(), strict=True) if not ok],
         "labels": {},
     }
@@ -350,7 +353,7 @@ def probe_labels(
     record["labels"] = {label: {} for label in kept}
     for name, code in beside.items():
         maxima = maxima_of(code.encode, code.n_features, folder, site, None, config.batch)
-        latents = gather(maxima.values)
+        latents = gather(maxima.values[known])
         heldout_latents = latents.take(heldout)
         found = sparse_probes(latents, truth[:, usable], heldout, config.ks)
         for column, (label, by_k) in enumerate(zip(kept, found, strict=True)):

@@ -131,6 +131,7 @@ def test_absorption_known_answers(planted, absorbed, expected):
         expected = int(on[:, [3, 6, 9]].sum()) / got.n
         assert all(got.pairs[p, c].rate == (c in absorbed) for p, c in got.pairs)
     assert got.rate == pytest.approx(expected)
+    assert got.silent >= got.rate
 
 
 def test_a_silent_parent_is_not_absorbed_by_a_latent_that_does_not_carry_it(planted):
@@ -143,7 +144,7 @@ def test_a_silent_parent_is_not_absorbed_by_a_latent_that_does_not_carry_it(plan
     got = hierarchy_absorption(
         z, planted.on, planted.parents, heldout, directions=directions, probes=planted.directions
     )
-    assert got.rate == 0
+    assert (got.rate, got.silent, got.silent_alone) == (0, 1, 0)
 
 
 def test_without_a_hierarchy_nothing_is_absorbed(planted):
@@ -154,3 +155,18 @@ def test_without_a_hierarchy_nothing_is_absorbed(planted):
     broken[:, 0] = False
     with pytest.raises(PhantomError, match="but not the factor"):
         hierarchy_absorption(planted.on.float(), broken, planted.parents, heldout)
+
+
+def test_silence_without_children_is_counted_apart(planted):
+    heldout = torch.from_numpy(planted.activations.heldout(0.3))
+    z = planted.on.float()
+    for parent in range(3):
+        children = planted.on[:, planted.children_of(parent)].any(1)
+        z[~children, parent] = 0
+    got = hierarchy_absorption(z, planted.on, planted.parents, heldout)
+    on = planted.on[heldout]
+    alone = sum(
+        int((on[:, parent] & ~on[:, planted.children_of(parent)].any(1)).sum())
+        for parent in range(3)
+    )
+    assert (got.rate, got.silent, got.silent_alone, got.n_alone) == (0, 0, 1, alone)

@@ -127,8 +127,13 @@ def test_probes_find_the_label_that_a_latent_is(activations):
     assert probe["auroc"]["value"] == 1
     assert set(record["labels"]["large"]) == {"sae", "pca", "random"}
     assert set(record["labels"]["large"]["pca"]) == {"1", "2"}
-    with pytest.raises(ConfigError, match="no labels"):
-        evaluate(sae, activations, CONFIG, labels={})
+    unknown = next(iter(labels))
+    fewer = {study: names for study, names in labels.items() if study != unknown}
+    record = evaluate(sae, activations, CONFIG, labels=fewer)["probing"]
+    assert (record["n_studies"], record["n_studies_unknown"]) == (23, 1)
+    assert record["labels"]["large"]["sae"]["1"]["latents"] == [3]
+    with pytest.raises(ConfigError, match="none of the 24 studies"):
+        evaluate(sae, activations, CONFIG, labels={"another": ["large"]})
 
 
 def test_what_cannot_be_compared_is_refused(activations):
