@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import accumulate
 from statistics import median
@@ -17,14 +17,22 @@ from sae.model import MatryoshkaSAE, SAEConfig
 
 PHASES = ("encoder", "decode", "gradients", "optimizer")
 """The encoder's phase includes the selection: the kernels select while they encode."""
+PASSES = {
+    "encoder": ("encoder product", "pre-activations"),
+    "decode": ("decode:",),
+    "gradients": ("reverse walk", "decoder gradient", "encoder gradient"),
+    "optimizer": ("Adam",),
+}
+"""Passes of the GPU model that make up each phase, by how their names begin."""
 LR = 3e-4
 
 
 def budget(shape: StepShape, steps: int) -> dict[str, Any]:
     """Milliseconds of each phase, by median over steps, and what this machine's rates predict.
 
-    On a CUDA device there is no prediction from rates; what :mod:`sae.kernels.gpu_model` says of an
-    H100 is given as modelled on any machine.
+    A GPU's rates of products, streams and gathers are measured first, and the passes of
+    :mod:`sae.kernels.gpu_model` are timed by them; a CPU's are those of :mod:`sae.kernels.cost`.
+    What the model says of an H100 is given on any machine, as modelled.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(shape.threads)
@@ -35,9 +43,18 @@ def budget(shape: StepShape, steps: int) -> dict[str, Any]:
         "config": {**asdict(shape), "steps": steps, "kernels": kernels.name, "device": device},
         "ms": measured,
         "ms_step": sum(measured.values()),
-        "modelled_h100": _gpu(shape),
+        "modelled_h100": {row.name: row.ms for row in gpu_model.sparse_step(_gpu_shape(shape))},
     }
-    if device == "cpu":
+    if device == "cuda":
+        gpu = ceilings(shape, device)
+        result["machine"] = {"gemm": gpu.gemm, "stream": gpu.memory, "gather": gpu.cache}
+        passes = gpu_model.sparse_step(_gpu_shape(shape), gpu)
+        result["modelled_ms"] = {
+            phase: sum(row.ms for row in passes if row.name.startswith(names))
+            for phase, names in PASSES.items()
+        }
+        result["modelled_ms_step"] = sum(row.ms for row in passes)
+    else:
         sizes = (shape.d_model, shape.latents, shape.batch)
         machine = cost.measure(*sizes, shape.k)
         step = cost.step_seconds(machine, *sizes, shape.k, cost.screens(torch.float32))
@@ -87,9 +104,42 @@ def _run(shape: StepShape, steps: int, device: str) -> dict[str, list[float]]:
     return seconds
 
 
-def _gpu(shape: StepShape) -> dict[str, float]:
-    sizes = gpu_model.Shape(shape.latents, shape.k, shape.batch, shape.d_model, len(shape.groups))
-    return {row.name: row.ms for row in gpu_model.sparse_step(sizes)}
+def ceilings(shape: StepShape, device: str) -> gpu_model.Gpu:
+    """A device's rates at the step's own sizes, each the best of several runs."""
+    x = torch.randn(shape.batch, shape.d_model, device=device, dtype=torch.float32)
+    W = torch.randn(shape.latents, shape.d_model, device=device, dtype=torch.float32)
+    index = torch.randint(shape.latents, (shape.batch, shape.k), device=device)
+    val = torch.ones(shape.batch, shape.k, device=device)
+    copy = torch.empty_like(W)
+
+    def best(run: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(10):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds[2:])
+
+    bag = torch.nn.functional.embedding_bag
+    return gpu_model.Gpu(
+        name=torch.cuda.get_device_name() if device == "cuda" else device,
+        gemm=2 * x.numel() * shape.latents / best(lambda: x @ W.T),
+        memory=2 * W.numel() * W.element_size() / best(lambda: copy.copy_(W)),
+        cache=index.numel()
+        * shape.d_model
+        * W.element_size()
+        / best(lambda: bag(index, W, mode="sum", per_sample_weights=val)),
+    )
+
+
+def _gpu_shape(shape: StepShape) -> gpu_model.Shape:
+    return gpu_model.Shape(
+        *(shape.latents, shape.k, shape.batch, shape.d_model, len(shape.groups)), adam="separate"
+    )
 
 
 def table(result: Mapping[str, Any]) -> str:

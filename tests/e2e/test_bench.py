@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from maira_sae.bench_kernels import PASSES, ceilings
+from maira_sae.bench_train import StepShape
+from sae.kernels import gpu_model
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--d-model", "16", "--latents", "96", "--k", "4", "--batch", "64", "--threads", "1")
 
@@ -44,6 +48,17 @@ def test_the_budget_of_a_step():
     assert set(result["ms"]) == set(result["modelled_ms"])
     assert result["ms_step"] == pytest.approx(sum(result["ms"].values()))
     assert sum(result["modelled_h100"].values()) > 0
+
+
+def test_every_pass_of_the_model_belongs_to_one_phase():
+    passes = gpu_model.sparse_step(gpu_model.Shape(adam="separate"))
+    for row in passes:
+        assert sum(row.name.startswith(names) for names in PASSES.values()) == 1, row.name
+
+
+def test_ceilings_are_rates():
+    found = ceilings(StepShape(64, 256, 8, 128, threads=1), "cpu")
+    assert found.gemm > 1e8 and found.memory > 1e7 and found.cache > 1e6
 
 
 def test_the_cost_of_checkpoints():
