@@ -65,12 +65,14 @@ class PhantomTrainConfig:
 
 QUICK = PhantomTrainConfig(
     n_studies=2_000,
-    encoder=EncoderConfig(steps=400),
+    encoder=EncoderConfig(steps=550),
     gate=0.0,
     language=Pass(steps=400, lr=1.3e-3),
     boxes=Pass(steps=0, lr=0.0),
 )
 """Two minutes, enough for the studies of `easy`."""
+QUICK_FLOOR = 0.7
+"""F1 in reports that it reaches for each finding of `easy`; 0.79 to 0.99 on two processors."""
 
 
 def train(config: PhantomTrainConfig, out: Path, choose: Choose = mixed) -> dict[str, Any]:

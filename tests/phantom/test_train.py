@@ -92,4 +92,4 @@ def test_quick_training_reads_three_easy_findings(tmp_path, monkeypatch):
     studies = [easy(seed) for seed in range(100)]
     said = [read_report(text) for text in write_reports(model, words, studies)]
     f1 = _f1(_seen(studies), _seen(said))
-    assert min(f1[label] for label in EASY) >= 0.8, f1
+    assert min(f1[label] for label in EASY) >= training.QUICK_FLOOR, f1
