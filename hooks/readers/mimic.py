@@ -153,11 +153,14 @@ def _patient(
     ]
     usable = [exam for exam in exams if exam.frontal is not None and not exam.fault]
     for exam in sorted(exams, key=lambda exam: (str(exam.when), exam.id)):
+        labels = groups.rows("labels", exam.id[1:])
         if exam.fault:
             yield Skipped(exam.id, exam.fault)
+        elif len(labels) > 1:
+            rows = ", ".join(str(row.number) for row in labels)
+            yield Skipped(exam.id, f"two label rows: {rows} of the label table")
         else:
-            prior = latest_before(exam, usable)
-            yield _study(exam, prior, subject, groups.rows("labels", exam.id[1:]), config)
+            yield _study(exam, latest_before(exam, usable), subject, labels, config)
 
 
 def _exam(
@@ -181,6 +184,8 @@ def _exam(
         fault = f"no image file: {wanted[0].path}"
     elif len(splits) > 1:
         fault = f"two splits: {', '.join(sorted(splits))}"
+    elif splits - SPLITS.keys():
+        fault = f"unknown split: {splits.pop()!r} is none of {list(SPLITS)}"
     else:
         sections, fault = _report(roots, subject_folder(subject) / f"s{study}.txt")
     values = rows[0].values
@@ -228,7 +233,7 @@ def _study(
         images=exam.films,
         sections=exam.sections,
         taken=str(exam.when) or None,
-        given_split=SPLITS.get(exam.split.lower()),  # pyright: ignore[reportArgumentType]
+        given_split=SPLITS.get(exam.split),  # pyright: ignore[reportArgumentType]
     )
 
 
