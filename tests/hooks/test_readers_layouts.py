@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -107,3 +109,10 @@ def test_a_prior_of_another_patient_is_a_leak():
     nameless = two.model_copy(update={"patient": None})
     with pytest.raises(StudyError, match="study 2 of patient 2 has prior 1"):
         check_splits([one, nameless])
+
+
+def test_readers_import_neither_datasets_nor_pydicom_nor_pandas():
+    code = "import sys, hooks.readers; print([m for m in sys.modules if m in sys.argv[1:]])"
+    heavy = ("datasets", "pydicom", "pandas", "pyarrow", "transformers")
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr or done.stdout

@@ -122,6 +122,14 @@ def test_history_stands_in_for_the_indication(folder):
     assert (study.indication, study.report) == ("Fall.", "A.")
 
 
+def test_a_report_without_headings(folder):
+    next(folder.rglob("s50000002.txt")).write_text("COMPARISON: None.\n \n Heart is big.\n")
+    study = read(folder)[0]["s50000002"]
+    assert study.report is None and study.comparison == "None."
+    sections = ("findings", "body")
+    assert read(folder, report_sections=sections)[0]["s50000002"].report == "Heart is big."
+
+
 def test_labels_of_negbio(folder, write_table):
     row = {"subject_id": "10000032", "study_id": "50000002", "Fracture": "1.0"}
     write_table(folder / "mimic-cxr-2.0.0-negbio.csv.gz", [row])

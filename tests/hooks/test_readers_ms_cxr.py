@@ -75,7 +75,7 @@ def test_phrases_with_boxes(folder, write_table, kind):
     assert right.boxes == (Box(50 / 60, 0.75, 1.0, 1.0),)  # half a pixel over the edge is cut
     assert not any(s.sentences for name, s in studies.items() if name != "s50000003")
     skipped = {item.study_id: item.reason for item in items if isinstance(item, Skipped)}
-    assert skipped["50000001-LATERAL"].startswith("annotated film is not the frontal one")
+    assert skipped["50000001-LATERAL"].startswith("annotated film is not shown: study s50000001")
     assert skipped["gone"].startswith("annotations without a study")
 
 

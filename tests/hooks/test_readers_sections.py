@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.readers import parse_report, split_report
+from hooks.readers import parse_report, read_openi, split_report
 
 
 def sections(text):
@@ -45,6 +45,8 @@ def test_windows_line_ends_change_nothing():
         ("CHEST, PA AND LATERAL:", "findings"),
         ("PA AND LATERAL CHEST X-RAY:", "findings"),
         ("PORTABLE UPRIGHT CHEST RADIOGRAPH:", "findings"),
+        ("PORTABLE CHEST RADIOGRAPH, ___ AT 10:30:", "findings"),
+        ("AP CHEST COMPARED TO ___:", "findings"),
         ("REASON FOR EXAMINATION:", "indication"),
         ("CLINICAL INFORMATION:", "indication"),
         ("CLINICAL HISTORY:", "history"),
@@ -89,6 +91,16 @@ def test_what_is_no_heading_stays_in_its_section(line):
     assert sections(f"FINDINGS: Clear.\n {line}\n") == {"findings": f"Clear. {line}"}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_findings_without_a_heading_are_not_the_comparison(end):
+    text = " COMPARISON: \n \n ___.\n None older.\n \n Heart is big.\n \n No effusion.\n"
+    assert sections(text.replace("\n", end)) == {
+        "comparison": "___. None older.",
+        "body": "Heart is big. No effusion.",
+    }
+    assert sections("FINDINGS: A.\n\nB.\n") == {"findings": "A. B."}
+
+
 def test_a_wet_read_is_not_the_report():
     text = "WET READ: ___ 8:42 AM\n Maybe effusion.\n ____\n FINAL REPORT\n IMPRESSION: None.\n"
     assert sections(text)["impression"] == "None."
@@ -108,7 +120,21 @@ def test_no_heading_at_all_and_nothing_at_all():
 WORDS = st.sampled_from(
     ("FINDINGS:", "IMPRESSION", "Impression:", "CHEST, PA:", "FINAL REPORT", "LUNGS:", "clear.")
 ) | st.sampled_from(
-    ("3:15", "\n", "\r\n", " \n ", "\t", " ", ":", "—", "\x0b", "\u2028", "WET READ: ___")
+    (
+        "3:15",
+        "\n\n",
+        "COMPARISON:",
+        "\n",
+        "\r\n",
+        " \n ",
+        "\t",
+        " ",
+        ":",
+        "—",
+        "\x0b",
+        "\u2028",
+        "WET READ: ___",
+    )
 )
 
 
@@ -118,3 +144,13 @@ def test_no_text_is_lost(text):
     assert "".join(part.heading + part.text for part in parts) == text
     words = [w for part in parts for w in part.text.split()]
     assert sorted(words) == sorted(w for s in parse_report(text) for w in s.text.split())
+
+
+def test_the_real_openi_reports_survive_being_written_under_headings():
+    from maira_sae.real_model import film, openi_archive
+
+    studies = read_openi(openi_archive(), film())
+    assert len(studies) == 3425
+    for study in studies:
+        text = "".join(f" {s.name.upper()}:  {s.text}\r\n \r\n" for s in study.sections)
+        assert parse_report(text) == study.sections, study.id
