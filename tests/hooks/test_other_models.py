@@ -1,0 +1,153 @@
+"""Sites on models that are not MAIRA-2: found by their parts, equal to transformers' outputs."""
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionModel,
+    Dinov2Backbone,
+    Dinov2Config,
+    Dinov2Model,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionModel,
+)
+
+from hooks.files import SiteError
+from hooks.sites import capture, resolve_site, resolve_sites, rewrite, site_names
+
+PLACES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+IDS = torch.tensor([[1, 5, 6, 7, 8]])
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+VISION = {"hidden_size": 24, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14}
+
+
+def llama():
+    return LlamaForCausalLM(LlamaConfig(**TEXT, num_attention_heads=4))
+
+
+def neox(parallel):
+    settings = {**TEXT, "num_attention_heads": 4, "use_parallel_residual": parallel}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**settings))
+
+
+def gpt2():
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64))
+
+
+def dinov2(cls):
+    return cls(Dinov2Config(**VISION, num_attention_heads=2))
+
+
+def llava(tower):
+    vision = {**VISION, "model_type": tower, "intermediate_size": 48, "num_attention_heads": 2}
+    strategy = "default" if tower == "clip_vision_model" else "full"
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config={**TEXT, "model_type": "llama", "num_attention_heads": 4},
+        image_token_index=63,
+        image_seq_length=4,
+        vision_feature_select_strategy=strategy,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def inputs_of(model):
+    pixels = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": pixels}
+    if isinstance(model, LlavaForConditionalGeneration):
+        return {"input_ids": torch.tensor([[1] + [63] * 4 + [5, 6]]), "pixel_values": pixels}
+    return {"input_ids": IDS}
+
+
+MODELS = {
+    "llama": llama,
+    "neox": lambda: neox(False),
+    "gpt2": gpt2,
+    "dinov2": lambda: dinov2(Dinov2Model),
+    "dinov2 backbone": lambda: dinov2(Dinov2Backbone),
+    "llava clip": lambda: llava("clip_vision_model"),
+    "llava siglip": lambda: llava("siglip_vision_model"),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return MODELS[request.param]().eval()
+
+
+@torch.no_grad()
+def test_every_tower_adds_up(model):
+    """before + attention = between, + MLP = after; each layer begins where the last one ended."""
+    inputs = inputs_of(model)
+    names = site_names(model)
+    for tower in {name.split(".")[0] for name in names} - {"projector"}:
+        own = [name for name in names if name.startswith(tower)]
+        with capture(resolve_sites(model, own)) as run:
+            got = run(model, **inputs)
+        assert list(got) == own
+        for layer in range(len(own) // len(PLACES)):
+            pre, attn, mid, mlp, post = (got[f"{tower}.{layer}.{place}"] for place in PLACES)
+            torch.testing.assert_close(pre + attn, mid)
+            torch.testing.assert_close(mid + mlp, post)
+            if layer:
+                assert torch.equal(pre, got[f"{tower}.{layer - 1}.resid_post"])
+
+
+@torch.no_grad()
+def test_streams_are_transformers_hidden_states(model):
+    inputs = inputs_of(model)
+    out = model(**inputs, output_hidden_states=True)
+    tower = "vision" if model.main_input_name == "pixel_values" else "llm"
+    n = len(out.hidden_states) - 1
+    names = [f"{tower}.{i}.resid_post" for i in range(n)]
+    with capture(resolve_sites(model, names)) as run:
+        got = run(model, **inputs)
+    for i in range(n - 1):  # the last may be after the final norm
+        assert torch.equal(got[names[i]], out.hidden_states[i + 1])
+
+
+@torch.no_grad()
+def test_a_rewrite_reaches_the_output(model):
+    inputs = inputs_of(model)
+    first = next(name for name in site_names(model) if name.endswith("resid_mid"))
+    plain = model(**inputs)[0]
+    plain = plain[0] if isinstance(plain, tuple) else plain
+    with rewrite(resolve_site(model, first), lambda value: value + torch.randn_like(value)):
+        changed = model(**inputs)[0]
+    changed = changed[0] if isinstance(changed, tuple) else changed
+    assert not torch.allclose(changed, plain)
+
+
+def test_llava_has_a_projector_and_llama_has_none():
+    assert "projector" in site_names(llava("clip_vision_model"))
+    with pytest.raises(SiteError, match="LlamaForCausalLM has no projector"):
+        resolve_site(llama(), "projector")
+
+
+def test_towers_alone():
+    for vision in (CLIPVisionModel, SiglipVisionModel):
+        settings = {**VISION, "intermediate_size": 48, "num_attention_heads": 2}
+        tower = vision(vision.config_class(**settings))
+        assert site_names(tower)[-1] == "vision.2.resid_post"
+    with pytest.raises(SiteError, match="has only vision layers"):
+        resolve_site(dinov2(Dinov2Model), "llm.0.resid_post")
+
+
+def test_parallel_layers_have_no_place_between():
+    names = site_names(neox(True))
+    assert "llm.1.resid_post" in names and "llm.1.resid_mid" not in names
+    with pytest.raises(SiteError, match="read the same stream"):
+        resolve_site(neox(True), "llm.1.resid_mid")
+
+
+def test_what_is_no_transformer_is_named():
+    with pytest.raises(SiteError, match=r"in a Sequential, whose parts are \['0'\]"):
+        site_names(torch.nn.Sequential(torch.nn.Linear(2, 2)))
