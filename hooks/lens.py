@@ -26,16 +26,17 @@ generate under that edit::
     with nn.trace(**inputs):
         residual = layer.output.save()                   # llm.15.resid_post
 
-    direction = 4.0 * sae.W_dec[latent]
+    direction = strength * sae.W_dec[latent]
     with nn.trace(**inputs):
         layer.output = layer.output + direction
         logits = nn.output.logits.save()
 
-    with nn.generate(**inputs, max_new_tokens=300, do_sample=False) as tracer:
-        for step in tracer.iter[:]:                      # the prompt, then each token
+    with nn.edit() as (tracer, edited):                  # kept, and run at every step
+        layer = edited.model.language_model.layers[15]
+        for _ in tracer.iter[:]:                         # the prompt, then each token
             layer.output = layer.output + direction
-        # what comes after iter[:] in the block is not run; the ids are the tracer's result
-        ...
+    with edited.trace(fn=model.generate, **inputs, max_new_tokens=300, do_sample=False) as tracer:
+        ids = tracer.result.save()                       # nnsight warns as the open loop ends
 
 ``tests/hooks/test_lens.py`` and ``tests/hooks/test_nnsight.py`` compare both with our hooks.
 """
@@ -47,6 +48,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformer_lens.factories import architecture_adapter_factory
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
@@ -66,6 +68,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.generalized_components.vision_encoder import (
     vision_attention_config,
 )
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from hooks.files import SiteError
 from hooks.maira2 import Maira2ForConditionalGeneration
@@ -177,7 +180,7 @@ class Maira2Adapter(ArchitectureAdapter):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         # Never true while TransformerLens boots: it would load a processor for multimodal models
-        # and, where that fails, install torchvision with pip. :func:`boot` sets it afterwards.
+        # and, where that fails, install torchvision with pip. :func:`wrap` sets it afterwards.
         self.cfg.is_multimodal = False
         self.cfg.attn_implementation = "eager"
         self._set_rms_rotary_defaults()
@@ -208,36 +211,47 @@ class Maira2Adapter(ArchitectureAdapter):
 
 
 def register() -> None:
-    """Make :class:`Maira2Adapter` known; the installed package does so by its entry point."""
+    """Make :class:`Maira2Adapter` known to TransformerLens in this process."""
     ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, Maira2Adapter)
+    # `boot_transformers` of TransformerLens 4.3 looks here, and at no registered adapter.
+    architecture_adapter_factory.SUPPORTED_ARCHITECTURES[ARCHITECTURE] = Maira2Adapter
+
+
+def wrap(model: Any, tokenizer: Any = None) -> TransformerBridge:
+    """A loaded model as a ``TransformerBridge`` that takes ``pixel_values``.
+
+    For MAIRA-2 and every architecture that TransformerLens has an adapter for. The model is changed
+    in place: bridge components take the place of its modules, so sites of :mod:`hooks.sites` are no
+    longer found in it. No subprocess is started and nothing is installed.
+
+    Parameters
+    ----------
+    model
+        Loaded with ``attn_implementation="eager"``, as TransformerLens wants it.
+    """
+    vision = getattr(model.config, "vision_config", None) is not None
+    bridge = build_bridge_from_module(
+        model.eval(), type(model).__name__, hf_config=model.config, tokenizer=tokenizer
+    )
+    if vision:
+        bridge.cfg.is_multimodal = True
+    return bridge
 
 
 def boot(
     source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> TransformerBridge:
-    """A checkpoint as a ``TransformerBridge`` that takes ``pixel_values``.
-
-    Attention runs eagerly, as TransformerLens wants it: compare with a model that was loaded with
-    ``attn_implementation="eager"``. No subprocess is started and nothing is installed.
+    """A MAIRA-2 checkpoint as a ``TransformerBridge``, see :func:`wrap`.
 
     Raises
     ------
     CheckpointError
         As :func:`hooks.maira2.load_model` does.
     """
-    register()
     model = Maira2ForConditionalGeneration.from_pretrained(
         source, dtype=dtype, attn_implementation="eager"
     )
-    bridge = TransformerBridge.boot_transformers(
-        str(source),
-        hf_model=model.eval().to(device),
-        tokenizer=load_processor(source).tokenizer,
-        dtype=dtype,
-        device=device,
-    )
-    bridge.cfg.is_multimodal = True
-    return bridge
+    return wrap(model.to(device), load_processor(source).tokenizer)
 
 
 register()

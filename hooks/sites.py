@@ -197,7 +197,9 @@ def resolve_site(model: nn.Module, name: str) -> Site:
         )
     if place == "resid_mid":
         return Site(name, stream, getattr(block, parts.mid_norm), order, "input", block)
-    return Site(name, stream, getattr(block, parts.attn if place == "attn_out" else parts.mlp), order)
+    return Site(
+        name, stream, getattr(block, parts.attn if place == "attn_out" else parts.mlp), order
+    )
 
 
 def resolve_sites(model: nn.Module, names: Sequence[str]) -> list[Site]:
