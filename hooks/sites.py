@@ -169,3 +169,10 @@ def rewrite(site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def site_width(model: nn.Module, site: Site) -> int:
+    """Width ``d`` of what a site gives."""
+    config: Any = model.config
+    tower = config.vision_config if site.name.startswith("vision.") else config.text_config
+    return tower.hidden_size

@@ -9,7 +9,7 @@ import tarfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +17,13 @@ from hooks.files import StudyError, nearest
 
 STUDIES_FILE = "studies.jsonl"
 Split = Literal["train", "heldout"]
+
+
+class Skipped(NamedTuple):
+    """A study that was left out."""
+
+    study_id: str
+    reason: str
 
 
 class Study(BaseModel):
