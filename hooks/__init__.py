@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from hooks.images import read_image
     from hooks.maira2 import Maira2Config, Maira2ForConditionalGeneration, load_model
     from hooks.processor import Maira2Processor, load_processor
+    from hooks.readers import read_openi, read_studies
     from hooks.roles import Role, Tokens, View
     from hooks.sites import Site, capture, resolve_site, rewrite, site_names
     from hooks.store import ActivationFolder
-    from hooks.studies import Study, read_folder, read_openi
+    from hooks.studies import Skipped, Study, check_splits, read_folder
 
 _HOME = {
     "files": ("MairaSaeError",),
@@ -27,10 +28,11 @@ _HOME = {
     "images": ("read_image",),
     "maira2": ("Maira2Config", "Maira2ForConditionalGeneration", "load_model"),
     "processor": ("Maira2Processor", "load_processor"),
+    "readers": ("read_openi", "read_studies"),
     "roles": ("Role", "Tokens", "View"),
     "sites": ("Site", "capture", "resolve_site", "rewrite", "site_names"),
     "store": ("ActivationFolder",),
-    "studies": ("Study", "read_folder", "read_openi"),
+    "studies": ("Skipped", "Study", "check_splits", "read_folder"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -46,10 +48,12 @@ __all__ = [
     "MairaSaeError",
     "Role",
     "Site",
+    "Skipped",
     "Study",
     "Tokens",
     "View",
     "capture",
+    "check_splits",
     "harvest",
     "load_model",
     "load_processor",
@@ -57,6 +61,7 @@ __all__ = [
     "read_folder",
     "read_image",
     "read_openi",
+    "read_studies",
     "resolve_site",
     "rewrite",
     "site_names",

@@ -133,3 +133,24 @@ def uncrop_box(box: Box | tuple[float, float, float, float], width: int, height:
         (x_max * side + left) / width,
         (y_max * side + top) / height,
     )
+
+
+def crop_box(box: Box, width: int, height: int) -> Box | None:
+    """The inverse of :func:`uncrop_box`, cut at the crop's edge; ``None`` if it lies outside.
+
+    >>> crop_box(Box(0.0, 0.5, 0.5, 1.0), width=200, height=100)
+    Box(x_min=0.0, y_min=0.5, x_max=0.5, y_max=1.0)
+    """
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+
+    def cut(value: float) -> float:
+        return min(max(value, 0.0), 1.0)
+
+    cropped = Box(
+        cut((box.x_min * width - left) / side),
+        cut((box.y_min * height - top) / side),
+        cut((box.x_max * width - left) / side),
+        cut((box.y_max * height - top) / side),
+    )
+    return cropped if cropped.x_min < cropped.x_max and cropped.y_min < cropped.y_max else None

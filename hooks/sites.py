@@ -328,3 +328,10 @@ def rewrite(site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def site_width(model: nn.Module, site: Site) -> int:
+    """Width ``d`` of what a site gives."""
+    config: Any = model.config
+    tower = "vision_config" if site.name.startswith("vision.") else "text_config"
+    return (getattr(config, tower, None) or config).hidden_size

@@ -1,22 +1,98 @@
-"""The study record, and readers of the places studies come from."""
+"""The study record, its split by patient, and the folder format of this library.
+
+Readers of other data sets are in :mod:`hooks.readers`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tarfile
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from hooks.files import StudyError, nearest
+from hooks.grounding import Box
 
 STUDIES_FILE = "studies.jsonl"
 Split = Literal["train", "heldout"]
+GivenSplit = Literal["train", "validate", "test"]
+
+
+class Skipped(NamedTuple):
+    """A study that a data set lists and that cannot be built.
+
+    ``reason`` is the kind of gap, a colon, and what was found: reports count by the part before
+    the colon. It names files and rows, never the words of a report.
+    """
+
+    study_id: str
+    reason: str
+
+
+class Film(BaseModel):
+    """One image of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    view: str
+    """As the data set names it (``PA``, ``LL`` …), or an empty string."""
+
+
+class Section(BaseModel):
+    """One section of a report, white space collapsed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Lower case: ``findings``, ``impression``, ``indication`` …"""
+    text: str
+
+
+class Sentence(BaseModel):
+    """One annotated sentence or phrase about the frontal film."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    boxes: tuple[Box, ...] | None = None
+    """On the whole frontal film, as fractions; ``None`` where nobody drew any."""
+    extra_boxes: tuple[Box, ...] = ()
+    """Of a second reader."""
+    labels: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
+    abnormal: bool | None = None
+    progression: str | None = None
+    """Change against the prior, in the data set's words."""
+
+    @field_validator("boxes", "extra_boxes")
+    @classmethod
+    def _inside_the_film(cls, boxes: tuple[Box, ...] | None) -> tuple[Box, ...] | None:
+        for box in boxes or ():
+            if not (0 <= box.x_min < box.x_max <= 1 and 0 <= box.y_min < box.y_max <= 1):
+                raise ValueError(
+                    f"box {tuple(box)} is not x_min, y_min, x_max, y_max in order within 0–1"
+                )
+        return boxes
+
+
+class Change(BaseModel):
+    """What a finding did since the prior film (MS-CXR-T)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    finding: str
+    direction: Literal["improving", "stable", "worsening"]
+
+
+class Skipped(NamedTuple):
+    """A study that was left out."""
+
+    study_id: str
+    reason: str
 
 
 class Study(BaseModel):
@@ -43,10 +119,29 @@ class Study(BaseModel):
     """Splits never separate studies of one patient; defaults to the study's own id."""
     labels: tuple[str, ...] = ()
     """Study-level findings from the data set, if it has any."""
+    uncertain: tuple[str, ...] = ()
+    """Findings that the data set's labels call uncertain; not among ``labels``."""
+    images: tuple[Film, ...] = ()
+    """Every film of the study, those above included, where the data set tells them apart."""
+    sections: tuple[Section, ...] = ()
+    """The whole report in sections, where it was parsed."""
+    sentences: tuple[Sentence, ...] = ()
+    changes: tuple[Change, ...] = ()
+    prior_id: str | None = None
+    """The study that ``prior`` belongs to."""
+    taken: str | None = None
+    """ISO date, with the time if it is known."""
+    given_split: GivenSplit | None = None
+    """The data set's own split. :meth:`split` does not use it: it needs the patient alone, so
+    that a folder of activations can be split again without the data set."""
 
     def films(self) -> tuple[Path, ...]:
         """Paths of the films there are, in MAIRA-2's order."""
         return tuple(p for p in (self.frontal, self.lateral, self.prior) if p is not None)
+
+    def section(self, name: str) -> str | None:
+        """The text of a section, or ``None``."""
+        return next((section.text for section in self.sections if section.name == name), None)
 
     def split(self, heldout: float = 0.2) -> Split:
         """``"heldout"`` for that fraction of patients, chosen by a hash, stable everywhere."""
@@ -59,7 +154,82 @@ def split_of(patient: str, heldout: float = 0.2) -> Split:
     return "heldout" if int.from_bytes(digest[:8], "big") / 2**64 < heldout else "train"
 
 
+class SplitCheck:
+    """Looks for patients on two sides of a split, one study after another."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, GivenSplit] = {}
+        self._owner: dict[str, str] = {}
+        self._priors: list[tuple[str, str]] = []
+        self._leaks: list[str] = []
+
+    def add(self, study: Study) -> None:
+        patient = study.patient or study.id
+        self._owner[study.id] = patient
+        if study.prior_id is not None:
+            self._priors.append((study.id, study.prior_id))
+        if study.given_split is not None:
+            first = self._given.setdefault(patient, study.given_split)
+            if first != study.given_split:
+                self._leaks.append(
+                    f"patient {patient} is in {first!r} and, with study {study.id}, in "
+                    f"{study.given_split!r}"
+                )
+
+    def leaks(self) -> list[str]:
+        """One line a leak; empty when there is none."""
+        owner = self._owner
+        return self._leaks + [
+            f"study {study} of patient {owner[study]} has prior {prior} of patient {owner[prior]}"
+            for study, prior in self._priors
+            if prior in owner and owner[prior] != owner[study]
+        ]
+
+
+def check_splits(studies: Iterable[Study | Skipped]) -> None:
+    """Raise unless every patient is on one side of the data set's split and of ours.
+
+    A patient may not be in two of the data set's splits, nor may a study's prior belong to another
+    patient, since :func:`split_of` could then part them.
+
+    Raises
+    ------
+    StudyError
+        It counts the leaks and names the first.
+    """
+    check = SplitCheck()
+    for study in studies:
+        if isinstance(study, Study):
+            check.add(study)
+    refuse_leaks(check.leaks())
+
+
+def refuse_leaks(leaks: list[str]) -> None:
+    """Raise :class:`StudyError` for what :meth:`SplitCheck.leaks` found, if anything."""
+    if leaks:
+        raise StudyError(
+            f"{len(leaks)} leaks between splits, the first: {leaks[0]}; give every study its "
+            "patient, and every patient one split"
+        )
+
+
+def refuse_skipped(studies: Iterable[Study | Skipped], where: object) -> Iterator[Study]:
+    """The studies, raising :class:`StudyError` at the first that was skipped."""
+    for study in studies:
+        if isinstance(study, Skipped):
+            raise StudyError(
+                f"{where}, study {study.study_id}: {study.reason}; mend it, or read with "
+                "strict=False to go on without it"
+            )
+        yield study
+
+
 def read_folder(folder: Path) -> list[Study]:
+    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them."""
+    return list(iter_folder(folder))
+
+
+def iter_folder(folder: Path) -> Iterator[Study]:
     """Studies of ``folder/studies.jsonl``: one JSON object a line, image paths relative to it.
 
     Raises
@@ -73,83 +243,49 @@ def read_folder(folder: Path) -> list[Study]:
             f"{folder} has no {STUDIES_FILE}; write one JSON object a line with at least "
             '"id" and "frontal" (a path relative to the folder)'
         )
-    studies: list[Study] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        study = _parse_line(line, f"{path} line {number}")
-        if study.id in seen:
-            raise StudyError(f"{path} line {number} repeats study id {study.id!r}; make ids unique")
-        seen.add(study.id)
-        located = {
-            name: folder / film
-            for name in ("frontal", "lateral", "prior")
-            if (film := getattr(study, name)) is not None
-        }
-        studies.append(study.model_copy(update=located))
-    if not studies:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            study = parse_study(line, f"{path} line {number}")
+            if study.id in seen:
+                raise StudyError(
+                    f"{path} line {number} repeats study id {study.id!r}; make ids unique"
+                )
+            seen.add(study.id)
+            yield _located(study, folder)
+    if not seen:
         raise StudyError(f"{path} is empty; write one JSON object a line, at least id and frontal")
-    return studies
 
 
-def _parse_line(line: str, where: str) -> Study:
+def _located(study: Study, folder: Path) -> Study:
+    """The study with its image paths relative to ``folder``."""
+    paths = {
+        name: folder / film
+        for name in ("frontal", "lateral", "prior")
+        if (film := getattr(study, name)) is not None
+    }
+    images = tuple(Film(path=folder / film.path, view=film.view) for film in study.images)
+    return study.model_copy(update={**paths, "images": images})
+
+
+def parse_study(line: str, where: str) -> Study:
+    """One study from JSON; errors say where, which field, and the nearest known name."""
     try:
         return Study.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
         raise StudyError(f"{where} is not JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        hint = nearest(field, Study.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise StudyError(f"{where}, field {field!r}: {first['msg']}{hint}") from None
+        raise StudyError(f"{where}, {describe(error)}") from None
 
 
-def read_openi(archive: Path, frontal: Path) -> list[Study]:
-    """Reports of the Open-i / Indiana collection (Demner-Fushman et al. 2016), in file order.
-
-    The archive (``NLMCXR_reports.tgz``) holds text and MeSH labels but no films, so every study
-    is given the film ``frontal``. Reports without FINDINGS are left out. ``labels`` are the main
-    headings of the ``major`` MeSH terms.
-    """
-    if not archive.is_file():
-        raise StudyError(f"no Open-i archive {archive}; give the path of NLMCXR_reports.tgz")
-    with tarfile.open(archive) as tar:
-        documents = {
-            member.name: file.read()
-            for member in tar
-            if member.name.endswith(".xml") and (file := tar.extractfile(member))
-        }
-    return [
-        study
-        for name in sorted(documents, key=_natural_key)
-        if (study := _openi_study(name, documents[name], frontal))
-    ]
-
-
-def _natural_key(name: str) -> tuple[int, str]:
-    digits = re.findall(r"\d+", name)
-    return (int(digits[-1]) if digits else 0, name)
-
-
-def _openi_study(name: str, document: bytes, frontal: Path) -> Study | None:
-    root = ET.fromstring(document)
-    sections = {
-        str(node.get("Label")).upper(): " ".join((node.text or "").split())
-        for node in root.iter("AbstractText")
-    }
-    if not sections.get("FINDINGS"):
-        return None
-    majors = (node.text or "" for node in root.iter("major"))
-    labels = dict.fromkeys(term.split("/")[0].strip() for term in majors if term)
-    return Study(
-        id=Path(name).stem,
-        frontal=frontal,
-        indication=sections.get("INDICATION") or None,
-        comparison=sections.get("COMPARISON") or None,
-        report=sections["FINDINGS"],
-        labels=tuple(labels),
-    )
+def describe(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, on one line."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    hint = nearest(field, Study.model_fields) if first["type"] == "extra_forbidden" else ""
+    return f"field {field!r}: {first['msg']}{hint}"
 
 
 def iter_labels(studies: list[Study]) -> Iterator[tuple[str, int]]:

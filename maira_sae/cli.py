@@ -37,7 +37,9 @@ app.add_typer(bench.app, name="bench")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 ModelFolder = Annotated[str, typer.Option("--model", help="MAIRA-2 checkpoint, folder or Hub id.")]
-StudiesFolder = Annotated[Path, typer.Option("--studies", help="Folder with studies.jsonl.")]
+StudiesFolder = Annotated[
+    Path, typer.Option("--studies", help="Folder of studies, in any layout that `studies` knows.")
+]
 SaeFolder = Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")]
 ActivationsFolder = Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")]
 Endpoint = Annotated[
@@ -117,10 +119,9 @@ def harvest(
     from hooks.harvest import harvest as run
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
-    from hooks.studies import read_folder
 
     config = HarvestConfig(tuple(site), policy, store_dtype, batch_tokens=batch_tokens)
-    records = read_folder(studies)
+    records = _studies(studies)
     loaded = load_model(model, dtype=dtype, device_map=_device_map())
     folder = run(loaded, load_processor(model, trust_remote_code), records, config, out)
     result = {"out": str(out), "n_tokens": folder.n_tokens, "sites": folder.sites}
@@ -275,7 +276,6 @@ def eval(  # the contract's name, not Python's
 ) -> None:
     """Measure an SAE on held-out patients, beside PCA, random directions and other SAEs."""
     from hooks.store import ActivationFolder
-    from hooks.studies import read_folder
     from sae import CrossEntropy, EvaluationConfig, MatryoshkaSAE, evaluate, measure
     from sae.report import write_report
 
@@ -286,7 +286,7 @@ def eval(  # the contract's name, not Python's
     if len(others) < len(beside or []):
         raise MairaSaeError("two folders given with --beside have one name; rename one")
     config = EvaluationConfig(heldout=heldout, seed=seed)
-    records = read_folder(studies) if studies is not None else []
+    records = _studies(studies) if studies is not None else []
     harvested = set(folder.column("study"))
     labels = {study.id: study.labels for study in records if study.id in harvested}
     if not any(labels.values()):
@@ -397,11 +397,10 @@ def steer(
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
     from hooks.store import ActivationFolder
-    from hooks.studies import read_folder
     from sae import MatryoshkaSAE
     from steering import Edit, compare
 
-    records = {record.id: record for record in read_folder(studies)}
+    records = {record.id: record for record in _studies(studies)}
     if study not in records:
         raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
@@ -479,6 +478,48 @@ def convert(
     _finish(result, as_json, text)
 
 
+@app.command(epilog="Example: `maira-sae studies mimic-cxr-jpg/ --open --json`")
+def studies(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of studies.")],
+    layout: Annotated[
+        str | None, typer.Option(help="What DIR holds; default: told by its files.")
+    ] = None,
+    open_films: Annotated[
+        bool, typer.Option("--open", help="Open every film, to find those that cannot be read.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a folder of studies holds: layout, counts, splits, gaps; leaks are an error."""
+    from hooks.progress import track
+    from hooks.readers import detect_layout, read_studies, survey
+    from hooks.studies import refuse_leaks
+
+    layout = layout or detect_layout(folder)
+    found = survey(track(read_studies(folder, layout=layout), "studies"), open_films)
+    result = {"layout": layout, **found.as_dict()}
+    _finish(result, as_json, _survey_lines(layout, found))
+    refuse_leaks(found.leaks)
+
+
+def _survey_lines(layout: str, found: Any) -> str:
+    def counts(numbers: dict[str, int], limit: int = 14) -> str:
+        shown = [f"{name} {n}" for name, n in list(numbers.items())[:limit] if n]
+        return ", ".join(shown) or "none"
+
+    lines = [
+        f"layout    {layout}",
+        f"studies   {found.studies} of {found.patients} patients, {found.films} films",
+        f"with      {counts(found.have)}",
+        f"sentences {found.sentences} with {found.boxes} boxes",
+        f"labels    {counts(found.labels)}",
+        f"splits    its own: {counts(found.given_splits)}; ours: {counts(found.splits)}",
+    ]
+    lines += [
+        f"gap       {kind}: {gap.n}, the first {gap.first}" for kind, gap in found.gaps.items()
+    ]
+    return "\n".join(lines + [f"leak      {leak}" for leak in found.leaks[:20]])
+
+
 @app.command(epilog="Example: `maira-sae verify acts/`")
 def verify(
     folder: Annotated[Path, typer.Argument(help="Any finished folder of this library.")],
@@ -489,6 +530,21 @@ def verify(
 
     count = run(folder)
     _finish({"files": count}, as_json, f"{folder}: {count} files match their checksums")
+
+
+def _studies(folder: Path) -> list[Any]:
+    """All studies of a folder; how many were skipped goes to standard error."""
+    from hooks.readers import collect_studies
+
+    found = collect_studies(folder)
+    if found.skipped:
+        name, reason = found.skipped[0]
+        typer.echo(
+            f"maira-sae: skipped {len(found.skipped)} studies, the first {name} ({reason}); "
+            f"`maira-sae studies {folder}` counts them",
+            err=True,
+        )
+    return found.studies
 
 
 def _endpoint(endpoint: str | None, llm: str | None, allow_remote: str | None) -> Any:
@@ -537,12 +593,11 @@ def _live_rows(
     from hooks.harvest import HarvestConfig
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
-    from hooks.studies import read_folder
     from sae import LiveRows
 
     loaded = load_model(model, device_map=_device_map())
     config = HarvestConfig(tuple(sites), policy)
-    return LiveRows(loaded, load_processor(model), read_folder(studies), config)
+    return LiveRows(loaded, load_processor(model), _studies(studies), config)
 
 
 @contextmanager

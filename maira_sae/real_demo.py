@@ -16,9 +16,10 @@ from hooks.files import MairaSaeError, read_json
 from hooks.harvest import HarvestConfig, harvest
 from hooks.maira2 import load_model
 from hooks.processor import Maira2Processor
+from hooks.readers import read_openi
 from hooks.roles import Role
 from hooks.store import ActivationFolder
-from hooks.studies import Study, read_openi
+from hooks.studies import Study
 from maira_sae import demo, real_model
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from maira_sae.server import serving

@@ -5,7 +5,8 @@ import tarfile
 import pytest
 
 from hooks.files import StudyError
-from hooks.studies import Study, iter_labels, read_folder, read_openi, split_of
+from hooks.readers import read_openi
+from hooks.studies import Study, iter_labels, read_folder, split_of
 
 
 def write(folder, *lines):
