@@ -11,12 +11,12 @@ of this one, and a thread writes the last one. At most three parts are in memory
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hooks.files import ConfigError, StudyError, fingerprint, is_sealed, nearest
 from hooks.policies import POLICIES, PatchSample
@@ -140,13 +140,39 @@ class Harvest:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        maker = StudyMaker(model, processor, studies, config, strict)
+        self._begin(maker, harvest_record(model, studies, config), config, out, rank, world)
+
+    @classmethod
+    def of(
+        cls,
+        maker: Maker,
+        record: Mapping[str, Any],
+        config: HarvestConfig,
+        out: Path,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Harvest:
+        """A harvest of whatever ``maker`` makes; ``record`` is all that decides its rows."""
+        job = cls.__new__(cls)
+        job._begin(maker, record, config, out, rank, world)
+        return job
+
+    def _begin(
+        self,
+        maker: Maker,
+        record: Mapping[str, Any],
+        config: HarvestConfig,
+        out: Path,
+        rank: int,
+        world: int,
+    ) -> None:
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} is outside 0–{world - 1}; give each process its own")
         self.out, self._rank, self._world = out, rank, world
-        self._record = harvest_record(model, studies, config)
-        self._maker = _Maker(model, processor, studies, config, strict)
-        self._writer = ActivationWriter(out, self._record)
-        self.n_parts = config.n_parts(len(studies))
+        self._record, self._maker = record, maker
+        self._writer = ActivationWriter(out, record)
+        self.n_parts = config.n_parts(maker.n_studies)
 
     @property
     def sealed(self) -> bool:
@@ -192,8 +218,26 @@ class Harvest:
             )
 
 
-class _Maker:
-    """Makes the rows of any part."""
+class Maker(Protocol):
+    """Makes the rows of any part; ``read`` runs in a thread while the model is busy."""
+
+    n_studies: int
+    names: list[str]
+    """Of the sites."""
+    widths: dict[str, int]
+    """By site."""
+
+    def read(self, part: int) -> Any:
+        """What :meth:`rows` needs; its ``skipped`` are the studies that could not be read."""
+        ...
+
+    def rows(self, read: Any) -> list[StudyRows]:
+        """Rows in the order of the studies."""
+        ...
+
+
+class StudyMaker:
+    """Makes the rows of any part of the studies."""
 
     def __init__(
         self,
@@ -212,9 +256,9 @@ class _Maker:
                 f"takes {model.config.image_seq_length}; load both from one checkpoint"
             )
         roles = _kept_roles(config.policy, sites)
-        self._sites, self._strict = sites, strict
-        self._kept = Kept(roles, config.patches, DTYPES[config.dtype])
-        self._runner = PromptRunner(model, processor, config.batch_tokens)
+        self.sites, self._strict = sites, strict
+        self.kept = Kept(roles, config.patches, DTYPES[config.dtype])
+        self.runner = PromptRunner(model, processor, config.batch_tokens)
         self._studies, self._size = studies, config.studies_per_part
         self.n_studies = len(studies)
         self.names = [site.name for site in sites]
@@ -225,10 +269,10 @@ class _Maker:
     def read(self, part: int) -> Read:
         first = part * self._size
         chunk = self._studies[first : first + self._size]
-        return read_part(self._runner, chunk, first, self._strict)
+        return read_part(self.runner, chunk, first, self._strict)
 
     def rows(self, read: Read) -> list[StudyRows]:
-        return part_rows(self._runner, self._sites, read, self._kept)
+        return part_rows(self.runner, self.sites, read, self.kept)
 
 
 def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
@@ -264,7 +308,7 @@ def harvest_rows(
 
     Raises what :func:`harvest` raises, but for folders; a study that cannot be read is an error.
     """
-    maker = _Maker(model, processor, studies, config, strict=True)
+    maker = StudyMaker(model, processor, studies, config, strict=True)
     for part in range(config.n_parts(len(studies))):
         yield from maker.rows(maker.read(part))
 

@@ -1,6 +1,6 @@
 """The activation folder: residual streams on disk, with a row of the token table per token.
 
-Part *i* is three files, and ``part-{i}.json`` written after them commits it:
+Part *i* is three files or four, and ``part-{i}.json`` written after them commits it:
 
 ``part-{i}.safetensors``
     one tensor ``[rows, d]`` per site, the same rows in the same order
@@ -8,6 +8,9 @@ Part *i* is three files, and ``part-{i}.json`` written after them commits it:
     one table row per tensor row
 ``stats-{i}.safetensors``
     float64 sums per site and role, from which means and norms follow
+
+``generations-{i}.jsonl``
+    only where the model wrote the reports itself, see :mod:`hooks.generation`
 
 ``manifest.json`` seals the folder after the last part. ``skipped.jsonl``, if there is one, names the
 studies that could not be read, with the reason.
@@ -63,6 +66,10 @@ class StudyRows(NamedTuple):
     positions: np.ndarray
     tokens: Tokens
     activations: Mapping[str, Tensor]
+    loss: np.ndarray | None = None
+    """Cross-entropy of each token, NaN where it is not known."""
+    generation: Mapping[str, Any] | None = None
+    """What the model wrote, where the report is its own."""
 
 
 class Moments(NamedTuple):
@@ -114,10 +121,21 @@ def _table(rows: Sequence[StudyRows]) -> pa.Table:
             "patch_row": optional("row"),
             "patch_column": optional("column"),
             "sentence": optional("sentence"),
-            # Null where the forward pass stopped before the language-model head.
-            "loss": pa.nulls(sum(lengths), type=pa.float32()),
+            "loss": _losses(rows),
         }
     )
+
+
+def _losses(rows: Sequence[StudyRows]) -> pa.Array:
+    """Null where the forward pass stopped before the language-model head."""
+    import pyarrow as pa
+
+    unknown = [np.full(len(study.tokens), np.nan) for study in rows]
+    given = [
+        u if study.loss is None else study.loss for study, u in zip(rows, unknown, strict=True)
+    ]
+    losses = np.concatenate(given).astype(np.float32)
+    return pa.array(losses, type=pa.float32(), mask=np.isnan(losses))
 
 
 class ActivationWriter:
@@ -192,10 +210,16 @@ class ActivationWriter:
             pq.write_table(_table(rows), temporary)
         with atomic_path(self.folder / stats) as temporary:
             save_file(_sums(tensors, roles), temporary)
+        names = [part, tokens, stats]
+        if written := [study.generation for study in rows if study.generation is not None]:
+            names.append(f"generations-{index:05d}.jsonl")
+            with atomic_path(self.folder / names[-1]) as temporary:
+                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in written)
+                temporary.write_text("".join(lines))
         commit |= {
             "rows": len(roles),
             "widths": {site: values.shape[1] for site, values in tensors.items()},
-            "files": {name: file_record(self.folder / name) for name in (part, tokens, stats)},
+            "files": {name: file_record(self.folder / name) for name in names},
         }
         write_json(self._commit(index), commit)
 
