@@ -255,7 +255,7 @@ class StudyMaker:
                 f"the processor makes {processor.patches_per_image} tokens of a film, the model "
                 f"takes {model.config.image_seq_length}; load both from one checkpoint"
             )
-        roles = _kept_roles(config.policy, sites)
+        roles = kept_roles(config.policy, sites)
         self.sites, self._strict = sites, strict
         self.kept = Kept(roles, config.patches, DTYPES[config.dtype])
         self.runner = PromptRunner(model, processor, config.batch_tokens)
@@ -313,7 +313,8 @@ def harvest_rows(
         yield from maker.rows(maker.read(part))
 
 
-def _kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
+def kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
+    """Roles that a policy keeps of what ``sites`` see."""
     if sites[0].stream == "text":
         return POLICIES[policy]
     if Role.IMAGE not in POLICIES[policy]:

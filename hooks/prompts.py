@@ -93,6 +93,15 @@ class PromptRunner:
         # numpy only: threads read films, and each would start a torch thread pool of its own.
         return pixel_plane(image, own.image_size, own.image_mean, own.image_std)[None]
 
+    @property
+    def patches(self) -> int:
+        """Image patches, and so image tokens, of one film."""
+        return self.processor.patches_per_image
+
+    def see(self, pixel_values: Tensor) -> Any:
+        """Run the vision tower and the projector, not the language model."""
+        return self.model.model.get_image_features(pixel_values=pixel_values)
+
     def films(self, paths: Sequence[Path]) -> Tensor:
         """Pixel values ``[n, 3, s, s]`` on the model's device and in its dtype."""
         return stack_films([self._plane(path) for path in paths], self.model)

@@ -143,7 +143,7 @@ def _vision(
     runner: PromptRunner, sites: Sequence[Site], read: Read, kept: Kept
 ) -> Iterator[StudyRows]:
     """A film is computed once, whichever studies have it."""
-    patches = runner.processor.patches_per_image
+    patches = runner.patches
     films = list(dict.fromkeys(film for prompt in read.prompts for film in prompt.study.films()))
     size = max(1, runner.batch_tokens // patches)
     found: dict[Path, dict[str, Tensor]] = {}
@@ -151,7 +151,7 @@ def _vision(
         for start in range(0, len(films), size):
             batch = films[start : start + size]
             pixels = stack_films([read.planes[film] for film in batch], runner.model)
-            captured = run(runner.model.model.get_image_features, pixel_values=pixels)
+            captured = run(runner.see, pixel_values=pixels)
             # CLS comes first where there is one
             own = {n: v[:, -patches:].to(kept.dtype).cpu() for n, v in captured.items()}
             for i, film in enumerate(batch):
