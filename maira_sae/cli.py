@@ -112,20 +112,54 @@ def harvest(
     trust_remote_code: Annotated[
         bool, typer.Option(help="Check prompts against the checkpoint's own processor.")
     ] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Along the model's own reports, not the given ones.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest report of --generate.")] = 300,
     as_json: Json = False,
 ) -> None:
-    """Write the activations of studies into a folder; run again to resume."""
+    """Write the activations of studies into a folder; run again to resume.
+
+    The model is MAIRA-2 or another LLaVA; or an image encoder alone, which sees the films; or a
+    causal language model alone, which reads the reports.
+    """
     from hooks.harvest import HarvestConfig
     from hooks.harvest import harvest as run
-    from hooks.maira2 import load_model
+    from hooks.loading import load_any
     from hooks.processor import load_processor
 
     config = HarvestConfig(tuple(site), policy, store_dtype, batch_tokens=batch_tokens)
     records = _studies(studies)
-    loaded = load_model(model, dtype=dtype, device_map=_device_map())
-    folder = run(loaded, load_processor(model, trust_remote_code), records, config, out)
+    loaded, sees = load_any(model, dtype=dtype, device_map=_device_map())
+    if sees != "studies":
+        if generate:
+            raise MairaSaeError(f"--generate needs a model that writes reports, not {model}")
+        folder = _harvest_tower(model, loaded, sees, records, config, out)
+    elif generate:
+        from hooks.generation import Decoding, harvest_generated
+
+        words = load_processor(model, trust_remote_code)
+        decoding = Decoding(max_new_tokens)
+        folder = harvest_generated(loaded, words, records, config, out, decoding)
+    else:
+        folder = run(loaded, load_processor(model, trust_remote_code), records, config, out)
     result = {"out": str(out), "n_tokens": folder.n_tokens, "sites": folder.sites}
     _finish(result, as_json, repr(folder))
+
+
+def _harvest_tower(
+    source: str, model: Any, sees: str, studies: Sequence[Any], config: Any, out: Path
+) -> Any:
+    """An image encoder over the studies' films, or a language model over their reports."""
+    from hooks.plain import FilmScale, Text, harvest_films, harvest_texts
+
+    if sees == "films":
+        return harvest_films(model, studies, config, out, FilmScale.from_pretrained(source))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    texts = [Text(s.id, s.report, s.patient) for s in studies if s.report]
+    return harvest_texts(model, tokenizer, texts, config, out)
 
 
 @app.command(

@@ -18,7 +18,11 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hooks.files import SiteError
+from hooks.files import CheckpointError, SiteError
+from hooks.harvest import HarvestConfig, harvest
+from hooks.loading import load_any
+from hooks.processor import Maira2Processor
+from hooks.prompts import encode_study
 from hooks.sites import capture, resolve_site, resolve_sites, rewrite, site_names
 
 PLACES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -44,13 +48,18 @@ def dinov2(cls):
     return cls(Dinov2Config(**VISION, num_attention_heads=2))
 
 
-def llava(tower):
+def llava(tower, vocab_size=64, image_token=63):
     vision = {**VISION, "model_type": tower, "intermediate_size": 48, "num_attention_heads": 2}
     strategy = "default" if tower == "clip_vision_model" else "full"
     config = LlavaConfig(
         vision_config=vision,
-        text_config={**TEXT, "model_type": "llama", "num_attention_heads": 4},
-        image_token_index=63,
+        text_config={
+            **TEXT,
+            "model_type": "llama",
+            "num_attention_heads": 4,
+            "vocab_size": vocab_size,
+        },
+        image_token_index=image_token,
         image_seq_length=4,
         vision_feature_select_strategy=strategy,
     )
@@ -151,3 +160,42 @@ def test_parallel_layers_have_no_place_between():
 def test_what_is_no_transformer_is_named():
     with pytest.raises(SiteError, match=r"in a Sequential, whose parts are \['0'\]"):
         site_names(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+@torch.no_grad()
+def test_a_llava_is_harvested_over_studies(tokenizer, studies, tmp_path):
+    words = Maira2Processor(tokenizer, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    model = llava("clip_vision_model", len(tokenizer), words.image_token_id).eval()
+    config = HarvestConfig(("llm.1.resid_post",), "all", "float32")
+    folder = harvest(model, words, studies[:4], config, tmp_path / "text")
+    patches = HarvestConfig(("vision.1.mlp_out", "projector"), "patches", "float32")
+    seen = harvest(model, words, studies[:4], patches, tmp_path / "films")
+    for study in studies[:4]:
+        inputs = words.model_inputs(encode_study(words, study))
+        with capture(resolve_sites(model, config.sites), stop=False) as run:
+            want = run(model, **inputs)["llm.1.resid_post"][0]
+        rows = torch.from_numpy(folder.column("study") == study.id)
+        got = folder.rows("llm.1.resid_post", 0, folder.n_tokens)[rows]
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        with capture(resolve_sites(model, patches.sites), stop=False) as run:
+            want = run(model, **inputs)
+        rows = torch.from_numpy(seen.column("study") == study.id)
+        for name in patches.sites:
+            got = seen.rows(name, 0, seen.n_tokens)[rows]
+            torch.testing.assert_close(got, want[name][:, -4:].flatten(0, 1))
+
+
+def test_each_kind_of_checkpoint_is_loaded(tmp_path, checkpoint):
+    saved = {
+        "films": dinov2(Dinov2Model),
+        "texts": llama(),
+        "studies": llava("siglip_vision_model"),
+    }
+    for sees, model in saved.items():
+        model.save_pretrained(tmp_path / sees)
+        loaded = load_any(tmp_path / sees)
+        assert loaded.sees == sees and type(loaded.model) is type(model)
+    assert load_any(checkpoint).sees == "studies"
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_any(tmp_path / "none")

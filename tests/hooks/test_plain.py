@@ -8,11 +8,16 @@ from transformers import Dinov2Backbone, Dinov2Config, Dinov2Model, LlamaConfig,
 
 from hooks.files import CheckpointError, ConfigError, SiteError, StudyError
 from hooks.harvest import HarvestConfig
-from hooks.images import read_image
+from hooks.images import pixel_values, read_image
 from hooks.plain import FilmScale, Text, harvest_films, harvest_texts
 from hooks.sites import capture, resolve_sites
-from tests.conftest import REPORTS
 
+REPORTS = (
+    "The heart is enlarged. There is a small left pleural effusion.",
+    "Lungs are clear. No pneumothorax.",
+    "Heart size is normal.",
+    "An endotracheal tube is in place. Lungs are clear.",
+)
 SCALE = FilmScale(image_size=42)
 TEXTS = [Text(f"t{i}", f"{report} Number {i}.", f"p{i // 2}") for i, report in enumerate(REPORTS)]
 
@@ -46,8 +51,6 @@ def test_films_through_an_encoder_alone(cls, studies, tmp_path):
     folder = harvest_films(model, studies[:8], config, tmp_path / "acts", SCALE)
     study = studies[5]  # frontal and prior
     films = [read_image(film) for film in study.films()]
-    from hooks.images import pixel_values
-
     pixels = torch.stack([pixel_values(film, 42, SCALE.mean, SCALE.std) for film in films])
     with capture(resolve_sites(model, sites), stop=False) as run:
         want = run(model, pixel_values=pixels)
