@@ -267,9 +267,7 @@ class _TextMaker(_Tower):
                     ids[i, : len(tokens)] = torch.from_numpy(tokens.ids)
                     mask[i, : len(tokens)] = 1
                 device = self._model.device
-                values = run(
-                    self._model, input_ids=ids.to(device), attention_mask=mask.to(device)
-                )
+                values = run(self._model, input_ids=ids.to(device), attention_mask=mask.to(device))
                 for i, (sequence, text, tokens) in enumerate(batch):
                     own = {name: v[i, : len(tokens)] for name, v in values.items()}
                     found[sequence] = self._rows_of(sequence, text, tokens, own)
