@@ -10,8 +10,8 @@
     ``[rows, context]`` int64, in every file
 
 and ``config.json`` (delphi's cache settings and the model's name). ``rows.jsonl`` is ours: the
-study and the row of the activation folder that each text row begins with. delphi's explainers and scorers
-start from there: ``LatentDataset(raw_dir=out, modules=[hookpoint], tokenizer=…, …)``.
+study and the row of the activation folder that each text row begins with. delphi's explainers and
+scorers start from there: ``LatentDataset(raw_dir=out, modules=[hookpoint], tokenizer=…, …)``.
 
 Each study begins a text row of its own and the last one is padded, where delphi's cache runs texts
 together. Image patches are shown as the image token.

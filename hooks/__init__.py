@@ -5,7 +5,9 @@ Names load when they are first used, so ``import hooks`` does not import transfo
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,3 +94,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``hooks.harvest`` the function, though a module has its name."""
+
+    @property
+    def harvest(self) -> Any:
+        return import_module("hooks.harvest").harvest
+
+    @harvest.setter
+    def harvest(self, module: ModuleType) -> None:
+        """The import system would put the module here."""
+
+
+sys.modules[__name__].__class__ = _Package
