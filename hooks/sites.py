@@ -114,6 +114,17 @@ def _towers(model: nn.Module) -> dict[str, Sequence[nn.Module]]:
     return towers
 
 
+def text_tower(model: nn.Module) -> nn.Module:
+    """The module that owns the decoder layers and is called with ``past_key_values``."""
+    for path in _TEXT_LAYERS:
+        if _part(model, path) is not None:
+            return _part(model, path.rpartition(".")[0])
+    raise SiteError(
+        f"a {type(model).__name__} has no decoder layers, so it writes no text; give a LLaVA or a "
+        "causal language model"
+    )
+
+
 def _parts(block: nn.Module) -> _Parts:
     for parts in _PARTS:
         if all(isinstance(getattr(block, name, None), nn.Module) for name in parts):

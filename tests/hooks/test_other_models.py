@@ -24,6 +24,9 @@ from hooks.loading import load_any
 from hooks.processor import Maira2Processor
 from hooks.prompts import encode_study
 from hooks.sites import capture, resolve_site, resolve_sites, rewrite, site_names
+from sae.model import MatryoshkaSAE, SAEConfig
+from steering import Edit
+from steering.generate import steered
 
 PLACES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 IDS = torch.tensor([[1, 5, 6, 7, 8]])
@@ -133,6 +136,33 @@ def test_a_rewrite_reaches_the_output(model):
         changed = model(**inputs)[0]
     changed = changed[0] if isinstance(changed, tuple) else changed
     assert not torch.allclose(changed, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "llava clip"])
+@pytest.mark.parametrize("place", ["resid_mid", "resid_post"])
+def test_steering_is_the_same_with_and_without_the_cache(name, place):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for parameter in model.parameters():  # from the initial 0.02, so that something is said
+        parameter.mul_(4)
+    sae = MatryoshkaSAE(SAEConfig(32, 16, 4, (16,), site=f"llm.1.{place}"), seed=1).eval()
+    inputs, edits = inputs_of(model), [Edit(3, 30.0, 1.0)]
+    length = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain = model.generate(**inputs, **settings)
+    for where in ("all", "generated"):
+        with steered(model, sae, edits, where, length):
+            cached = model.generate(**inputs, **settings)
+            whole = model.generate(**inputs, **settings, use_cache=False)
+        assert torch.equal(cached, whole)
+    assert not torch.equal(cached, plain)
+
+
+def test_only_what_writes_text_is_steered():
+    sae = MatryoshkaSAE(SAEConfig(24, 16, 4, (16,), site="vision.1.resid_post"))
+    with pytest.raises(SiteError, match="writes no text"), steered(dinov2(Dinov2Model), sae, []):
+        pass
 
 
 def test_llava_has_a_projector_and_llama_has_none():
