@@ -22,11 +22,11 @@ from torch import Tensor
 
 from hooks.files import ConfigError, FolderError
 from hooks.films import stack_films
-from hooks.harvest import Harvest, HarvestConfig, StudyMaker, harvest_record
+from hooks.harvest import Harvest, HarvestConfig, harvest_record
 from hooks.processor import Maira2Processor
 from hooks.prompts import Prompt
 from hooks.roles import Role, Span, Tokens, assign_roles
-from hooks.rows import Read
+from hooks.rows import Read, RowMaker
 from hooks.sites import observe
 from hooks.store import ActivationFolder, StudyRows
 from hooks.studies import Study
@@ -77,13 +77,28 @@ def harvest_generated(
     ConfigError
         If the sites are vision sites, which see no report.
     """
+    folder = generation_job(model, processor, studies, config, out, decoding, strict).run()
+    assert folder is not None  # alone, there is nobody to wait for
+    return folder
+
+
+def generation_job(
+    model: Any,
+    processor: Maira2Processor,
+    studies: Sequence[Study],
+    config: HarvestConfig,
+    out: Path,
+    decoding: Decoding | None = None,
+    strict: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Harvest:
+    """One process's share of :func:`harvest_generated`, see :class:`hooks.harvest.Harvest`."""
     decoding = decoding or Decoding()
     studies = [study.model_copy(update={"report": None}) for study in studies]
     maker = _GeneratingMaker(model, processor, studies, config, strict, decoding)
     record = {**harvest_record(model, studies, config), "decoding": asdict(decoding)}
-    folder = Harvest.of(maker, record, config, out).run()
-    assert folder is not None  # alone, there is nobody to wait for
-    return folder
+    return Harvest.of(maker, record, config, out, rank, world)
 
 
 def read_generations(folder: ActivationFolder) -> Iterator[Generation]:
@@ -98,7 +113,7 @@ def read_generations(folder: ActivationFolder) -> Iterator[Generation]:
             yield Generation(**json.loads(line))
 
 
-class _GeneratingMaker(StudyMaker):
+class _GeneratingMaker(RowMaker):
     """Makes the rows of any part by writing its reports."""
 
     def __init__(

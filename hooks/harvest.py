@@ -13,69 +13,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from hooks.files import ConfigError, StudyError, fingerprint, is_sealed, nearest
-from hooks.policies import POLICIES, PatchSample
+from hooks.estimate import Estimate, estimate
+from hooks.files import ConfigError, StudyError, fingerprint, is_sealed
+from hooks.harvest_config import HarvestConfig
+from hooks.policies import POLICIES
 from hooks.processor import Maira2Processor
 from hooks.progress import track
-from hooks.prompts import PromptRunner, encode_study
-from hooks.roles import Role
-from hooks.rows import Kept, Read, part_rows, read_part
-from hooks.sites import Site, resolve_sites, site_width
-from hooks.store import DTYPES, ActivationFolder, ActivationWriter, StudyRows
+from hooks.rows import RowMaker
+from hooks.sites import resolve_sites
+from hooks.store import ActivationFolder, ActivationWriter, StudyRows
 from hooks.studies import Study
 from hooks.writing import BackgroundWriter
 
-__all__ = ["POLICIES", "HarvestConfig", "harvest", "harvest_record", "harvest_rows"]
+__all__ = ["POLICIES", "Harvest", "HarvestConfig", "harvest", "harvest_record", "harvest_rows"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class HarvestConfig:
-    """What is harvested, and in which pieces."""
-
-    sites: tuple[str, ...]
-    """Site names of one stream, see :mod:`hooks.sites`."""
-    policy: str = "published"
-    """A key of :data:`hooks.policies.POLICIES`."""
-    dtype: str = "bfloat16"
-    """Dtype on disk."""
-    studies_per_part: int = 64
-    """A part is held in memory and committed as a whole; three are held at a time."""
-    batch_tokens: int = 8192
-    """Padded tokens in a forward pass."""
-    patches: PatchSample | None = None
-    """Which image patches are kept where the policy keeps any; None keeps all."""
-
-    def __post_init__(self) -> None:
-        for value, known, what in (
-            (self.policy, POLICIES, "policy"),
-            (self.dtype, DTYPES, "dtype"),
-        ):
-            if value not in known:
-                raise ConfigError(
-                    f"unknown {what} {value!r}{nearest(value, known)}; choose from {list(known)}"
-                )
-        for name in ("studies_per_part", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.patches is not None and Role.IMAGE not in POLICIES[self.policy]:
-            raise ConfigError(
-                f"policy {self.policy!r} keeps no image patches to sample; leave the sample out, "
-                "or use policy 'patches' or 'all'"
-            )
-
-    def n_parts(self, n_studies: int) -> int:
-        """Parts that so many studies make."""
-        return -(-n_studies // self.studies_per_part)
 
 
 def harvest(
@@ -140,8 +100,9 @@ class Harvest:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        maker = StudyMaker(model, processor, studies, config, strict)
-        self._begin(maker, harvest_record(model, studies, config), config, out, rank, world)
+        maker = RowMaker(model, processor, studies, config, strict)
+        record = harvest_record(model, studies, config)
+        self._begin(maker, record, config, out, rank, world, studies)
 
     @classmethod
     def of(
@@ -166,11 +127,13 @@ class Harvest:
         out: Path,
         rank: int,
         world: int,
+        studies: Sequence[Study] | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} is outside 0–{world - 1}; give each process its own")
         self.out, self._rank, self._world = out, rank, world
-        self._record, self._maker = record, maker
+        self._record, self._maker, self._studies = record, maker, studies
+        self._size = config.studies_per_part
         self._writer = ActivationWriter(out, record)
         self.n_parts = config.n_parts(maker.n_studies)
 
@@ -188,6 +151,17 @@ class Harvest:
         """Forget the parts in which studies were skipped. Call it in one process, before others."""
         if parts := list(self._writer.skipped(self.n_parts)):
             self._writer.reopen(parts)
+
+    def estimate(self) -> Estimate:
+        """What the missing parts of all processes will take, from a few of their studies.
+
+        The time is that of as many processes as there are, each as fast as this one.
+        """
+        if self._studies is None or not isinstance(self._maker, RowMaker):
+            raise ConfigError("only a harvest of given reports can be estimated; start it instead")
+        chunks = (self._studies[p * self._size : (p + 1) * self._size] for p in self.missing())
+        found = estimate(self._maker, [study for chunk in chunks for study in chunk], self.out)
+        return found._replace(seconds=found.seconds / self._world)
 
     def run(self) -> ActivationFolder | None:
         """Make this process's parts; the folder if it is sealed then, None if others still work."""
@@ -236,45 +210,6 @@ class Maker(Protocol):
         ...
 
 
-class StudyMaker:
-    """Makes the rows of any part of the studies."""
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Maira2Processor,
-        studies: Sequence[Study],
-        config: HarvestConfig,
-        strict: bool,
-    ) -> None:
-        if not studies:
-            raise StudyError("there are no studies to harvest; give at least one")
-        sites = resolve_sites(model, config.sites)
-        if processor.patches_per_image != model.config.image_seq_length:
-            raise ConfigError(
-                f"the processor makes {processor.patches_per_image} tokens of a film, the model "
-                f"takes {model.config.image_seq_length}; load both from one checkpoint"
-            )
-        roles = kept_roles(config.policy, sites)
-        self.sites, self._strict = sites, strict
-        self.kept = Kept(roles, config.patches, DTYPES[config.dtype])
-        self.runner = PromptRunner(model, processor, config.batch_tokens)
-        self._studies, self._size = studies, config.studies_per_part
-        self.n_studies = len(studies)
-        self.names = [site.name for site in sites]
-        self.widths = {site.name: site_width(model, site) for site in sites}
-        if processor.hub_processor is not None:
-            encode_study(processor, studies[0])  # compares the two prompts
-
-    def read(self, part: int) -> Read:
-        first = part * self._size
-        chunk = self._studies[first : first + self._size]
-        return read_part(self.runner, chunk, first, self._strict)
-
-    def rows(self, read: Read) -> list[StudyRows]:
-        return part_rows(self.runner, self.sites, read, self.kept)
-
-
 def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
     """Each item with ``read(item)``, which a thread works out while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
@@ -308,18 +243,6 @@ def harvest_rows(
 
     Raises what :func:`harvest` raises, but for folders; a study that cannot be read is an error.
     """
-    maker = StudyMaker(model, processor, studies, config, strict=True)
+    maker = RowMaker(model, processor, studies, config, strict=True)
     for part in range(config.n_parts(len(studies))):
         yield from maker.rows(maker.read(part))
-
-
-def kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
-    """Roles that a policy keeps of what ``sites`` see."""
-    if sites[0].stream == "text":
-        return POLICIES[policy]
-    if Role.IMAGE not in POLICIES[policy]:
-        raise ConfigError(
-            f"policy {policy!r} keeps no image tokens, and {sites[0].name!r} has nothing else; "
-            "use policy 'patches'"
-        )
-    return (Role.IMAGE,)

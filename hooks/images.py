@@ -107,7 +107,7 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 
 def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.ndarray:
-    """Shortest edge to ``size`` (bicubic), centre crop, scale to 0–1, normalise: ``[size, size]``."""
+    """Film ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
     resized = image.resize(

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from hooks.files import CheckpointError, ConfigError, StudyError, fingerprint
-from hooks.harvest import Harvest, HarvestConfig, harvest_record, kept_roles
+from hooks.harvest import Harvest, HarvestConfig, harvest_record
 from hooks.images import pixel_plane, read_image
 from hooks.prompts import Prompt
 from hooks.roles import NONE, Role, Span, Tokens, View, assign_roles
-from hooks.rows import Kept, Read, part_rows, read_part
+from hooks.rows import Kept, Read, kept_roles, part_rows, read_part
 from hooks.sites import capture, resolve_sites, site_width
 from hooks.store import DTYPES, ActivationFolder, StudyRows
 from hooks.studies import Skipped, Study
@@ -93,12 +93,26 @@ def harvest_films(
     ConfigError
         If the policy keeps no patches, or the size does not fit the encoder's.
     """
+    folder = films_job(encoder, studies, config, out, scale, strict).run()
+    assert folder is not None  # alone, there is nobody to wait for
+    return folder
+
+
+def films_job(
+    encoder: Any,
+    studies: Sequence[Study],
+    config: HarvestConfig,
+    out: Path,
+    scale: FilmScale | None = None,
+    strict: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Harvest:
+    """One process's share of :func:`harvest_films`, see :class:`hooks.harvest.Harvest`."""
     scale = scale or FilmScale()
     maker = _FilmMaker(encoder, studies, config, scale, strict)
     record = {**harvest_record(encoder, studies, config), "scale": asdict(scale)}
-    folder = Harvest.of(maker, record, config, out).run()
-    assert folder is not None  # alone, there is nobody to wait for
-    return folder
+    return Harvest.of(maker, record, config, out, rank, world)
 
 
 def harvest_texts(
@@ -120,12 +134,27 @@ def harvest_texts(
     StudyError
         If there are no texts, two have one id, or one is too long and ``strict``.
     """
+    folder = texts_job(model, tokenizer, texts, config, out, max_tokens, strict).run()
+    assert folder is not None
+    return folder
+
+
+def texts_job(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    config: HarvestConfig,
+    out: Path,
+    max_tokens: int = 2048,
+    strict: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Harvest:
+    """One process's share of :func:`harvest_texts`, see :class:`hooks.harvest.Harvest`."""
     maker = _TextMaker(model, tokenizer, texts, config, max_tokens, strict)
     record = {**harvest_record(model, (), config), "max_tokens": max_tokens}
     record["studies_sha256"] = maker.texts_sha256
-    folder = Harvest.of(maker, record, config, out).run()
-    assert folder is not None
-    return folder
+    return Harvest.of(maker, record, config, out, rank, world)
 
 
 class _FilmRunner:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def check_roles(trained: str, given: str, what: str) -> None:
     Parameters
     ----------
     trained, given
-        Keys of :data:`POLICIES`; ``trained`` may be empty.
+        Keys of :data:`POLICIES`, or empty where they are not known.
     what
         What the tokens are, for the text.
 
@@ -108,7 +109,7 @@ def check_roles(trained: str, given: str, what: str) -> None:
     ConfigError
         If no role is common to both, or a policy is unknown.
     """
-    if not trained:
+    if not trained or not given:
         return
     for policy in (trained, given):
         if policy not in POLICIES:
@@ -124,11 +125,15 @@ def check_roles(trained: str, given: str, what: str) -> None:
             f"{what} has only {_names(given)} (policy {given!r}); harvest with policy {trained!r}"
         )
     if strange:
-        log.warning(
-            "%s has %s tokens (policy %r), which the dictionary was not trained on (policy %r): "
-            "what it says of them means little",
-            *(what, ", ".join(strange), given, trained),
+        _warn_once(
+            f"{what} has {', '.join(strange)} tokens (policy {given!r}), which the dictionary was "
+            f"not trained on (policy {trained!r}): what it says of them means little"
         )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def _names(policy: str) -> str:

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hooks.files import StudyError
+from hooks.files import ConfigError, StudyError
 from hooks.films import Films, Planes, stack_films
-from hooks.policies import PatchSample
-from hooks.prompts import Prompt, PromptRunner, Ran
-from hooks.roles import Role
-from hooks.sites import Site, capture
-from hooks.store import StudyRows
+from hooks.harvest_config import HarvestConfig
+from hooks.policies import POLICIES, PatchSample
+from hooks.processor import Maira2Processor
+from hooks.prompts import Prompt, PromptRunner, Ran, encode_study
+from hooks.roles import Role, Tokens
+from hooks.sites import Site, capture, resolve_sites, site_width
+from hooks.store import DTYPES, StudyRows
 from hooks.studies import Skipped, Study
 
 READERS = 8
@@ -33,6 +35,24 @@ class Kept(NamedTuple):
     patches: PatchSample | None
     dtype: torch.dtype
 
+    def mask(
+        self, tokens: Tokens, study: str, values: Callable[[np.ndarray], Tensor] | None = None
+    ) -> np.ndarray:
+        """Mask of a study's kept tokens.
+
+        ``values`` gives activations of tokens for a sample by norm; without it, a sample of the
+        same size is drawn uniformly.
+        """
+        keep = tokens.of_role(*self.roles)
+        image = np.flatnonzero(keep & tokens.of_role(Role.IMAGE))
+        if self.patches is not None and len(image):
+            norms = None
+            if self.patches.by == "norm" and values is not None:
+                norms = values(image).to(self.dtype).double().norm(dim=1).cpu().numpy()
+            keep[image] = False
+            keep[image[self.patches.choose(study, len(image), norms)]] = True
+        return keep
+
 
 class Read(NamedTuple):
     """A part's studies, tokenised, with their films in memory."""
@@ -40,6 +60,64 @@ class Read(NamedTuple):
     prompts: list[Prompt]
     planes: Planes
     skipped: list[Skipped]
+
+
+class RowMaker:
+    """Makes the rows of any part of a harvest.
+
+    Raises
+    ------
+    StudyError, SiteError, ConfigError
+        If there are no studies, a site does not exist, or the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Maira2Processor,
+        studies: Sequence[Study],
+        config: HarvestConfig,
+        strict: bool,
+    ) -> None:
+        if not studies:
+            raise StudyError("there are no studies to harvest; give at least one")
+        self.sites = resolve_sites(model, config.sites)
+        if processor.patches_per_image != model.config.image_seq_length:
+            raise ConfigError(
+                f"the processor makes {processor.patches_per_image} tokens of a film, the model "
+                f"takes {model.config.image_seq_length}; load both from one checkpoint"
+            )
+        roles = kept_roles(config.policy, self.sites)
+        self.kept = Kept(roles, config.patches, DTYPES[config.dtype])
+        self.runner = PromptRunner(model, processor, config.batch_tokens)
+        self._strict, self._studies, self._size = strict, studies, config.studies_per_part
+        self.n_studies = len(studies)
+        self.names = [site.name for site in self.sites]
+        self.widths = {site.name: site_width(model, site) for site in self.sites}
+        if processor.hub_processor is not None:
+            encode_study(processor, studies[0])  # compares the two prompts
+
+    def read(self, part: int) -> Read:
+        """Studies of a part, in memory."""
+        first = part * self._size
+        chunk = self._studies[first : first + self._size]
+        return read_part(self.runner, chunk, first, self._strict)
+
+    def rows(self, read: Read) -> list[StudyRows]:
+        """Kept rows of the studies read."""
+        return part_rows(self.runner, self.sites, read, self.kept)
+
+
+def kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
+    """Roles that a policy keeps of what ``sites`` see."""
+    if sites[0].stream == "text":
+        return POLICIES[policy]
+    if Role.IMAGE not in POLICIES[policy]:
+        raise ConfigError(
+            f"policy {policy!r} keeps no image tokens, and {sites[0].name!r} has nothing else; "
+            "use policy 'patches'"
+        )
+    return (Role.IMAGE,)
 
 
 def read_part(runner: PromptRunner, studies: Sequence[Study], first: int, strict: bool) -> Read:
@@ -65,7 +143,7 @@ def read_part(runner: PromptRunner, studies: Sequence[Study], first: int, strict
                 if strict:
                     pool.shutdown(cancel_futures=True)
                     raise StudyError(f"study {study.id!r}: {error}") from None
-                skipped.append(Skipped(study.id, str(error)))
+                skipped.append(Skipped(study.id, f"unreadable: {error}"))
             else:
                 prompts.append(prompt)
                 planes |= own
@@ -118,7 +196,8 @@ def _sent(
         # Token → row of `flat`: the shared beginning, then each prompt's own tokens, padded.
         place = np.arange(len(prompt.tokens))
         place[ran.start :] += i * width
-        chosen = np.flatnonzero(_keep(prompt, kept, lambda at, place=place: last[place[at]]))
+        keep = kept.mask(prompt.tokens, prompt.study.id, lambda at, p=place: last[p[at]])
+        chosen = np.flatnonzero(keep)
         positions.append(chosen)
         index.append(place[chosen])
     rows = torch.from_numpy(np.concatenate(index)).to(last.device)
@@ -161,24 +240,11 @@ def _vision(
         whole = {site.name: torch.cat([one[site.name] for one in each]) for site in sites}
         image = np.cumsum(prompt.tokens.of_role(Role.IMAGE)) - 1  # token → row of `whole`
         last = whole[sites[-1].name]
-        keep = _keep(prompt, kept, lambda at, image=image, last=last: last[image[at]])
+        keep = kept.mask(prompt.tokens, prompt.study.id, lambda at, p=image, v=last: v[p[at]])
         chosen = np.flatnonzero(keep)
         rows = torch.from_numpy(image[chosen])
         own = {name: values[rows] for name, values in whole.items()}
         yield _study_rows(prompt, chosen, own)
-
-
-def _keep(prompt: Prompt, kept: Kept, values: Callable[[np.ndarray], Tensor]) -> np.ndarray:
-    """Mask of a prompt's kept tokens; ``values`` gives activations of tokens for their norms."""
-    keep = prompt.tokens.of_role(*kept.roles)
-    image = np.flatnonzero(keep & prompt.tokens.of_role(Role.IMAGE))
-    if kept.patches is not None and len(image):
-        norms = None
-        if kept.patches.by == "norm":
-            norms = values(image).to(kept.dtype).double().norm(dim=1).cpu().numpy()
-        keep[image] = False
-        keep[image[kept.patches.choose(prompt.study.id, len(image), norms)]] = True
-    return keep
 
 
 def _study_rows(

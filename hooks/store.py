@@ -12,8 +12,8 @@ Part *i* is three files or four, and ``part-{i}.json`` written after them commit
 ``generations-{i}.jsonl``
     only where the model wrote the reports itself, see :mod:`hooks.generation`
 
-``manifest.json`` seals the folder after the last part. ``skipped.jsonl``, if there is one, names the
-studies that could not be read, with the reason.
+``manifest.json`` seals the folder after the last part. ``skipped.jsonl``, if there is one, names
+the studies that could not be read, with the reason.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from hooks.files import (
     verify,
     write_json,
 )
+from hooks.policies import check_roles
 from hooks.roles import NONE, Role, Tokens, View
 from hooks.studies import Skipped, split_of
 from hooks.tensor_files import read_rows, tensor_layout
@@ -323,6 +324,18 @@ class ActivationFolder:
 
     def __repr__(self) -> str:
         return f"ActivationFolder({self.folder}, {self.n_tokens:,} tokens, sites {self.sites})"
+
+    @property
+    def policy(self) -> str:
+        """Key of :data:`hooks.policies.POLICIES`; empty where the folder does not say it."""
+        return self.manifest.get("harvest", {}).get("policy", "")
+
+    def check_trained(self, policy: str) -> None:
+        """Warn of, or refuse, tokens on which a dictionary of that policy was not trained.
+
+        See :func:`hooks.policies.check_roles`.
+        """
+        check_roles(policy, self.policy, str(self.folder))
 
     def check_site(self, site: str) -> str:
         """``site`` itself if the folder has it."""

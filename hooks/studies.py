@@ -88,13 +88,6 @@ class Change(BaseModel):
     direction: Literal["improving", "stable", "worsening"]
 
 
-class Skipped(NamedTuple):
-    """A study that was left out."""
-
-    study_id: str
-    reason: str
-
-
 class Study(BaseModel):
     """One examination: films by path, the clinical text around them, and the report if known."""
 

@@ -68,7 +68,7 @@ def read_rows(path: Path, place: Place, first: int, out: Tensor) -> None:
     if out.numel() == 0:
         return
     row = place.shape[1] * place.dtype.itemsize
-    view = memoryview(out.view(torch.uint8).numpy()).cast("B")
+    view = memoryview(out.view(torch.uint8).numpy().data).cast("B")
     offset = place.offset + first * row
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -102,7 +102,7 @@ def test_harvest_train_eval_verify(pipeline, checkpoint, studies_folder):
     _, acts, sae, harvested, trained = pipeline
     assert last_json(harvested)["sites"] == [SITE]
     assert last_json(trained)["heldout"]["fvu"] < 1
-    assert last_json(run("verify", acts, "--json")) == {"files": 4}
+    assert last_json(run("verify", acts, "--json")) == {"files": 4, "rows": last_json(harvested)["n_tokens"]}
     assert last_json(run("verify", sae, "--json")) == {"files": 3}
     result = last_json(
         run("eval", sae, acts, "--model", checkpoint, "--studies", studies_folder, "--json")
@@ -184,7 +184,8 @@ def test_bad_studies(checkpoint, studies_folder, tmp_path):
     refused(run(*args, "--studies", tmp_path), "is empty")
     copy = Path(shutil.copytree(studies_folder, tmp_path / "copy"))
     (copy / "film0.png").write_text("not an image")
-    refused(run(*args, "--studies", copy), "film0.png is not an image", "PNG, JPEG or DICOM")
+    strict = run(*args, "--studies", copy, "--strict")
+    refused(strict, "study 's0'", "film0.png is not an image", "PNG, JPEG or DICOM")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
