@@ -48,6 +48,10 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
 def read_image(path: Path) -> Image.Image:
     """Read a film as 8-bit grey (mode ``L``), at its original size.
 
+    PNGs of 16 bits (PadChest) are scaled from their darkest to their brightest pixel, as MAIRA-2's
+    own preprocessing scales every film: cutting at percentiles first would show it a contrast it
+    was not trained on. A burnt-in marker thus stays the brightest spot.
+
     DICOM files (by suffix ``.dcm`` or by their preamble) are inverted when MONOCHROME1 and
     windowed by their own VOI LUT, or else at :data:`WINDOW_PERCENTILES`.
 

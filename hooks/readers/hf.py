@@ -93,8 +93,9 @@ def _film(path: Path | None, embed: bool) -> dict[str, Any] | None:
     if path.suffix.lower() in {".dcm", ".dicom"} or is_dicom(path):
         buffer = io.BytesIO()
         read_image(path).save(buffer, "PNG")
-        return {"path": f"{path.stem}.png", "bytes": buffer.getvalue()}
-    return {"path": str(path), "bytes": path.read_bytes() if embed else None}
+        return {"path": None, "bytes": buffer.getvalue()}
+    # datasets drops bytes beside a path that exists
+    return {"path": None, "bytes": path.read_bytes()} if embed else {"path": str(path)}
 
 
 def from_dataset(

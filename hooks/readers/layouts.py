@@ -55,11 +55,12 @@ def _has_dicom(folder: Path) -> bool:
 
 
 def _read_dataset(folder: Path) -> Iterator[Study | Skipped]:
+    """Films are inside a saved data set; they are written into ``films`` in its folder."""
     from datasets import load_from_disk
 
     from hooks.readers.hf import from_dataset
 
-    return from_dataset(load_from_disk(str(folder)))  # pyright: ignore[reportArgumentType]
+    return from_dataset(load_from_disk(str(folder)), folder / "films")  # pyright: ignore[reportArgumentType]
 
 
 def _annotations(folder: Path) -> Path | None:

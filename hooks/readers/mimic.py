@@ -60,6 +60,9 @@ class MimicConfig:
     """Folder that holds ``p10/…`` of the reports; ``None`` looks in the usual places."""
     labeller: Literal["chexpert", "negbio"] | None = None
     """Whose labels; ``None`` takes CheXpert's where the file is there, or else NegBio's."""
+    report_sections: tuple[str, ...] = ("findings",)
+    """The first of these that a report has is ``report``. ``body`` is text without a heading, see
+    :mod:`hooks.readers.sections`."""
     prior_sections: tuple[str, ...] = ("findings", "impression")
     """Sections of the prior's report that make ``prior_report``, joined by a space. What MAIRA-2
     was given is not published."""
@@ -226,7 +229,7 @@ def _study(
         indication=text.get("indication") or text.get("history"),
         technique=text.get("technique"),
         comparison=text.get("comparison"),
-        report=text.get("findings"),
+        report=next((text[name] for name in config.report_sections if name in text), None),
         patient=f"p{subject}",
         labels=_marked(marked, 1),
         uncertain=_marked(marked, -1),

@@ -67,7 +67,9 @@ def with_ms_cxr(studies: Iterable[Study | Skipped], annotations: Path) -> Iterat
                     update={"frontal": film.path, "sentences": _sentences(found, annotations)}
                 )
             else:
-                yield Skipped(film.path.stem, "annotated film is not the frontal one: of a study")
+                other = shown.path if shown else frontal
+                reason = f"annotated film is not shown: study {study.id} shows {other.name}"
+                yield Skipped(film.path.stem, reason)
         yield study
     for name in phrases:
         yield Skipped(name, f"annotations without a study: film {name} of {annotations}")

@@ -4,6 +4,10 @@ Written for MIMIC-CXR, whose headings vary: ``FINDINGS AND IMPRESSION``, the vie
 heading (``CHEST, PA AND LATERAL:``), ``REASON FOR EXAM``, misspellings, a wet read before the final
 report, sections that occur twice. A heading that is not recognised stays in the section it is in
 (``LUNGS:`` within findings), so no text is ever dropped.
+
+Where findings have no heading they follow COMPARISON or another short section after a blank line.
+They become the part ``body``, so that they are not taken for the comparison and shown to a model as
+such.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ class Part(NamedTuple):
     text: str
 
 
-PREAMBLE, FINAL = "preamble", "final report"
+PREAMBLE, FINAL, BODY = "preamble", "final report", "body"
+
+SHORT = ("examination", "indication", "history", "comparison", "technique")
+"""Sections of one paragraph."""
 
 MAIN = {
     "FINDINGS": "findings",
@@ -71,24 +78,28 @@ PHRASES = (
 IMPRESSION`` is findings."""
 
 _FILM = frozenset(
-    ("CHEST", "RADIOGRAPH", "RADIOGRAPHS", "RADIOGRAPHY", "XRAY")
-    + ("VIEW", "VIEWS", "FILM", "FILMS", "RIBS", "CXR")
-)
+    ("CHEST", "RADIOGRAPH", "RADIOGRAPHS", "RADIOGRAPHY", "XRAY", "CXR", "VIEW", "VIEWS")
+).union(("FILM", "FILMS", "RIBS"))
 _VIEW_WORDS = _FILM.union(
     ("PA", "AP", "LAT", "LATERAL", "FRONTAL", "POSTEROANTERIOR", "ANTEROPOSTERIOR"),
     ("DECUBITUS", "LORDOTIC", "PORTABLE", "BEDSIDE", "SUPINE", "UPRIGHT", "ERECT"),
     ("SEMI", "SEMIUPRIGHT", "SEMIERECT", "LEFT", "RIGHT", "SINGLE", "ONE", "TWO", "THREE"),
-    ("FOUR", "1", "2", "3", "4", "OF", "THE", "AND", "WITH", "A", "AN", "IN", "X", "RAY"),
+    ("FOUR", "OF", "THE", "AND", "WITH", "A", "AN", "IN", "X", "RAY", "AT", "ON", "DATED", "AM"),
+    ("PM", "PERFORMED", "OBTAINED", "COMPARED", "TO", "STUDY", "HOURS"),
 )
 
 _HEADING = re.compile(
     r"""^[ \t]*(?:
-        (?P<capitals>[A-Z][A-Z0-9 \t,/&()'\-]{1,80}?)[ \t]*:   # FINDINGS:, CHEST, PA AND LATERAL:
+        (?P<capitals>[A-Z](?:[A-Z0-9_ \t,/&()'\-]|(?<=\d):(?=\d\d)){1,80}?)[ \t]*:(?!\d\d)
       | (?P<mixed>[A-Z][A-Za-z]*(?:[ ][A-Za-z]+){0,3})[ \t]*:  # Findings:
       | (?P<bare>[A-Z]{6,15}|FINAL[ ]REPORT)[ \t]*(?:[.;\-]+(?=\s)|(?=\r?$))   # IMPRESSION alone
     )""",
     re.MULTILINE | re.VERBOSE,
 )
+
+
+_PARAGRAPH = re.compile(r"\s*\S.*?\n[ \t]*\r?\n(?=\s*\S)", re.DOTALL)
+"""A paragraph, with the blank line that divides it from the next."""
 
 
 def split_report(text: str) -> list[Part]:
@@ -105,10 +116,19 @@ def split_report(text: str) -> list[Part]:
         found = _recognise(match)
         if found is None:
             continue
-        parts.append(Part(name, heading, text[start : match.start()]))
+        parts += _paragraphs(Part(name, heading, text[start : match.start()]))
         name, heading, start = found, match[0], match.end()
-    parts.append(Part(name, heading, text[start:]))
+    parts += _paragraphs(Part(name, heading, text[start:]))
     return [part for part in parts if part.heading or part.text]
+
+
+def _paragraphs(part: Part) -> list[Part]:
+    """A short section and the paragraphs after its first, if there are any."""
+    first = _PARAGRAPH.match(part.text) if part.name in SHORT else None
+    if first is None:
+        return [part]
+    rest = part.text[first.end() :]
+    return [part._replace(text=first[0]), Part(BODY, "", rest)]
 
 
 def _recognise(match: re.Match[str]) -> str | None:
@@ -124,7 +144,7 @@ def _recognise(match: re.Match[str]) -> str | None:
     for phrase, name in PHRASES:
         if phrase.search(plain):
             return name
-    words = re.findall(r"[A-Z0-9]+", plain.replace("X-RAY", "XRAY"))
+    words = re.findall(r"[A-Z]+", plain.replace("X-RAY", "XRAY"))
     return "findings" if set(words) <= _VIEW_WORDS and set(words) & _FILM else None
 
 

@@ -169,9 +169,19 @@ def stream_array(path: Path, chunk: int = 1 << 16) -> Iterator[object]:
 
     count = 0
     with open_text(path) as text:
-        buffer, at, ended = text.read(chunk).lstrip(), 1, False
+        buffer, at, ended = "", 0, False
+
+        def more() -> None:
+            nonlocal buffer, at, ended
+            piece = text.read(chunk)
+            buffer, at, ended = buffer[at:] + piece, 0, not piece
+
+        while not buffer.strip() and not ended:
+            more()
+        buffer = buffer.lstrip()
         if not buffer.startswith("["):
             raise fault("does not begin with '['")
+        at = 1
         while True:
             while at < len(buffer) and buffer[at] in " \t\r\n,":
                 at += 1
@@ -180,14 +190,11 @@ def stream_array(path: Path, chunk: int = 1 << 16) -> Iterator[object]:
             try:
                 value, end = decoder.raw_decode(buffer, at)
             except json.JSONDecodeError:
+                end = len(buffer)
+            if end == len(buffer) or buffer[end] not in " \t\r\n,]":  # a number may go on
                 if ended:
-                    raise fault("is cut off or is not JSON") from None
-                more = text.read(chunk)
-                buffer, at, ended = buffer[at:] + more, 0, not more
-                continue
-            if end == len(buffer) and not ended:  # a number could go on in the next piece
-                more = text.read(chunk)
-                buffer, at, ended = buffer[at:] + more, 0, not more
+                    raise fault("is cut off or is not JSON")
+                more()
                 continue
             count += 1
             yield value

@@ -16,7 +16,7 @@ from maira_sae.cli import main
 from sae import MatryoshkaSAE, measure
 
 SITE = "llm.1.resid_post"
-COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "convert", "verify")
+COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "convert", "studies", "verify")
 
 
 class Result(NamedTuple):
@@ -102,7 +102,10 @@ def test_harvest_train_eval_verify(pipeline, checkpoint, studies_folder):
     _, acts, sae, harvested, trained = pipeline
     assert last_json(harvested)["sites"] == [SITE]
     assert last_json(trained)["heldout"]["fvu"] < 1
-    assert last_json(run("verify", acts, "--json")) == {"files": 4, "rows": last_json(harvested)["n_tokens"]}
+    assert last_json(run("verify", acts, "--json")) == {
+        "files": 4,
+        "rows": last_json(harvested)["n_tokens"],
+    }
     assert last_json(run("verify", sae, "--json")) == {"files": 3}
     result = last_json(
         run("eval", sae, acts, "--model", checkpoint, "--studies", studies_folder, "--json")
@@ -286,3 +289,51 @@ def test_harvest_takes_towers_alone(tokenizer, studies_folder, tmp_path):
     assert set(ActivationFolder(tmp_path / "b").column("role")) == {"report"}
     assert last_json(read)["n_tokens"] > 24
     refused(run(*texts, "--out", tmp_path / "c", "--generate"), "needs a model that writes reports")
+
+
+def images_folder(folder, studies_folder, *rows):
+    """A table of films instead of studies.jsonl; each row is id, film, patient, split."""
+    folder.mkdir()
+    for film in studies_folder.glob("*.png"):
+        shutil.copy(film, folder / film.name)
+    lines = ["id,frontal,patient,split,report", *(",".join((*row, "Clear.")) for row in rows)]
+    (folder / "films.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    return folder
+
+
+def test_studies_says_what_a_folder_holds(studies_folder, tmp_path):
+    found = last_json(run("studies", studies_folder, "--open", "--json"))
+    assert (found["layout"], found["studies"], found["patients"]) == ("studies.jsonl", 24, 12)
+    assert found["have"]["lateral"] == 8 and found["labels"] == {"Effusion": 6}
+    assert sum(found["splits"].values()) == 24 and found["gaps"] == {}
+    rows = [("a", "film0.png", "p", "train"), ("b", "gone.png", "q", "test")]
+    folder = images_folder(tmp_path / "table", studies_folder, *rows)
+    result = run("studies", folder)
+    assert result.returncode == 0
+    assert "layout    images" in result.stdout and "gap       no image file: 1" in result.stdout
+    refused(run("studies", tmp_path), "has no studies.jsonl", "grounded_reports*.json")
+    refused(run("studies", folder, "--layout", "imges"), "did you mean 'images'?")
+
+
+def test_a_leak_is_printed_and_is_an_error(studies_folder, tmp_path):
+    rows = [("a", "film0.png", "p", "train"), ("b", "film1.png", "p", "test")]
+    folder = images_folder(tmp_path / "table", studies_folder, *rows)
+    result = run("studies", folder, "--json")
+    refused(result, "1 leaks between splits", "patient p")
+    assert len(json.loads(result.stdout.strip().splitlines()[-1])["leaks"]) == 1
+    refused(
+        run(
+            "harvest", "--model", "m", "--studies", folder, "--site", SITE, "--out", tmp_path / "o"
+        ),
+        "1 leaks between splits",
+    )
+
+
+def test_harvest_of_another_layout_says_what_it_skips(checkpoint, studies_folder, tmp_path):
+    rows = [("a", "film0.png", "p", ""), ("b", "gone.png", "q", ""), ("c", "film1.png", "r", "")]
+    folder = images_folder(tmp_path / "table", studies_folder, *rows)
+    arguments = ("--model", checkpoint, "--studies", folder, "--site", SITE)
+    result = run("harvest", *arguments, "--out", tmp_path / "acts", "--policy", "report")
+    assert result.returncode == 0, result.stderr
+    assert "skipped 1 studies, the first b (no image file: " in result.stderr
+    assert set(ActivationFolder(tmp_path / "acts").column("study")) == {"a", "c"}

@@ -6,6 +6,7 @@ from hooks.grounding import (
     Box,
     GroundedPhrase,
     GroundingError,
+    crop_box,
     parse_grounded,
     uncrop_box,
     write_grounded,
@@ -80,3 +81,24 @@ def test_uncropped_box_lies_in_the_centre_square(width, height, box):
     assert got.x_min * width == pytest.approx(box.x_min * side + left)
     assert got.y_max * height == pytest.approx(box.y_max * side + top)
     assert 0 <= got.x_min <= got.x_max <= 1 and 0 <= got.y_min <= got.y_max <= 1
+
+
+@given(
+    st.tuples(*[st.floats(0, 1)] * 4).map(lambda c: Box(*c)),
+    st.integers(1, 4000),
+    st.integers(1, 4000),
+)
+def test_a_box_on_the_crop_comes_back_from_the_film(box, width, height):
+    (left, right), (top, bottom) = sorted(box[::2]), sorted(box[1::2])
+    box = Box(left, top, right, bottom)
+    if box.x_max - box.x_min < 1e-3 or box.y_max - box.y_min < 1e-3:
+        return
+    back = crop_box(uncrop_box(box, width, height), width, height)
+    assert back is not None
+    assert max(abs(a - b) for a, b in zip(back, box, strict=True)) < 1e-9
+
+
+def test_what_lies_outside_the_crop_is_cut_or_gone():
+    assert crop_box(Box(0.0, 0.0, 0.5, 1.0), 200, 100) == Box(0.0, 0.0, 0.5, 1.0)
+    assert crop_box(Box(0.0, 0.0, 0.25, 1.0), 200, 100) is None
+    assert crop_box(Box(0.2, 0.8, 0.4, 1.0), 100, 200) is None
