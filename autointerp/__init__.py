@@ -8,11 +8,13 @@ from autointerp.collect import (
     latent_activations,
     reference_activation,
 )
+from autointerp.delphi import DelphiConfig, write_delphi_cache
 from autointerp.explain import Label, LabelConfig, label_latents, read_labels
 from autointerp.score import Detection, detect
 
 __all__ = [
     "Client",
+    "DelphiConfig",
     "Detection",
     "EndpointConfig",
     "Example",
@@ -26,4 +28,5 @@ __all__ = [
     "latent_activations",
     "read_labels",
     "reference_activation",
+    "write_delphi_cache",
 ]

@@ -54,6 +54,7 @@ def latent_activations(
     for latent in latents:
         if not 0 <= latent < sae.config.n_latents:
             raise ConfigError(f"latent {latent} is outside 0–{sae.config.n_latents - 1}")
+    folder.check_trained(sae.config.policy)
     site = folder.check_site(sae.config.site)
     pieces = [
         sae.encode_some(

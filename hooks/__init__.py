@@ -5,15 +5,20 @@ Names load when they are first used, so ``import hooks`` does not import transfo
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hooks.files import MairaSaeError
+    from hooks.generation import Decoding, harvest_generated, read_generations
     from hooks.grounding import Box, GroundedPhrase, parse_grounded, uncrop_box, write_grounded
     from hooks.harvest import POLICIES, HarvestConfig, harvest
     from hooks.images import read_image
+    from hooks.loading import load_any
     from hooks.maira2 import Maira2Config, Maira2ForConditionalGeneration, load_model
+    from hooks.plain import FilmScale, Text, harvest_films, harvest_texts
     from hooks.processor import Maira2Processor, load_processor
     from hooks.readers import read_openi, read_studies
     from hooks.roles import Role, Tokens, View
@@ -23,10 +28,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "files": ("MairaSaeError",),
+    "generation": ("Decoding", "harvest_generated", "read_generations"),
     "grounding": ("Box", "GroundedPhrase", "parse_grounded", "uncrop_box", "write_grounded"),
     "harvest": ("HarvestConfig", "POLICIES", "harvest"),
     "images": ("read_image",),
+    "loading": ("load_any",),
     "maira2": ("Maira2Config", "Maira2ForConditionalGeneration", "load_model"),
+    "plain": ("FilmScale", "Text", "harvest_films", "harvest_texts"),
     "processor": ("Maira2Processor", "load_processor"),
     "readers": ("read_openi", "read_studies"),
     "roles": ("Role", "Tokens", "View"),
@@ -40,6 +48,8 @@ __all__ = [
     "POLICIES",
     "ActivationFolder",
     "Box",
+    "Decoding",
+    "FilmScale",
     "GroundedPhrase",
     "HarvestConfig",
     "Maira2Config",
@@ -50,15 +60,21 @@ __all__ = [
     "Site",
     "Skipped",
     "Study",
+    "Text",
     "Tokens",
     "View",
     "capture",
     "check_splits",
     "harvest",
+    "harvest_films",
+    "harvest_generated",
+    "harvest_texts",
+    "load_any",
     "load_model",
     "load_processor",
     "parse_grounded",
     "read_folder",
+    "read_generations",
     "read_image",
     "read_openi",
     "read_studies",
@@ -78,3 +94,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``hooks.harvest`` the function, though a module has its name."""
+
+    @property
+    def harvest(self) -> Any:
+        return import_module("hooks.harvest").harvest
+
+    @harvest.setter
+    def harvest(self, module: ModuleType) -> None:
+        """The import system would put the module here."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,65 +1,41 @@
 """Studies × model × sites → an activation folder: streaming, resumable, deterministic.
 
 Studies are cut into parts of a fixed number, in order, and each part is computed by itself. So a
-run that was killed continues at the first missing part and ends with the same bytes.
+run that was killed continues at the first missing part and ends with the same bytes, and so do any
+number of processes that share the parts.
+
+Three things happen at a time: a thread reads the studies of the next part, the model runs on those
+of this one, and a thread writes the last one. At most three parts are in memory.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from hooks.files import ConfigError, StudyError, fingerprint, is_sealed, nearest
+from hooks.estimate import Estimate, estimate
+from hooks.files import ConfigError, StudyError, fingerprint, is_sealed
+from hooks.harvest_config import HarvestConfig
+from hooks.policies import POLICIES
 from hooks.processor import Maira2Processor
 from hooks.progress import track
-from hooks.prompts import Prompt, PromptRunner, encode_study
-from hooks.roles import Role
-from hooks.sites import Site, capture, resolve_sites
-from hooks.store import DTYPES, ActivationFolder, ActivationWriter, StudyRows
+from hooks.rows import RowMaker
+from hooks.sites import resolve_sites
+from hooks.store import ActivationFolder, ActivationWriter, StudyRows
 from hooks.studies import Study
+from hooks.writing import BackgroundWriter
 
-POLICIES: dict[str, tuple[Role, ...]] = {
-    "all": tuple(Role),
-    "published": (Role.CLINICAL, Role.REPORT, Role.GROUNDING),
-    "report": (Role.REPORT, Role.GROUNDING),
-    "patches": (Role.IMAGE,),
-}
-"""Which roles are kept. ``published`` follows arXiv 2507.12950: image tokens and boilerplate go."""
+__all__ = ["POLICIES", "Harvest", "HarvestConfig", "harvest", "harvest_record", "harvest_rows"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-@dataclass(frozen=True)
-class HarvestConfig:
-    """What is harvested, and in which pieces."""
-
-    sites: tuple[str, ...]
-    """Site names of one stream, see :mod:`hooks.sites`."""
-    policy: str = "published"
-    """A key of :data:`POLICIES`."""
-    dtype: str = "bfloat16"
-    """Dtype on disk."""
-    studies_per_part: int = 64
-    """A part is held in memory and committed as a whole."""
-    batch_tokens: int = 8192
-    """Padded tokens in a forward pass."""
-
-    def __post_init__(self) -> None:
-        for value, known, what in (
-            (self.policy, POLICIES, "policy"),
-            (self.dtype, DTYPES, "dtype"),
-        ):
-            if value not in known:
-                raise ConfigError(
-                    f"unknown {what} {value!r}{nearest(value, known)}; choose from {list(known)}"
-                )
-        for name in ("studies_per_part", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+log = logging.getLogger(__name__)
 
 
 def harvest(
@@ -68,32 +44,181 @@ def harvest(
     studies: Sequence[Study],
     config: HarvestConfig,
     out: Path,
+    strict: bool = False,
+    retry_skipped: bool = False,
 ) -> ActivationFolder:
     """Write the activations of ``studies`` at ``config.sites`` into the folder ``out``.
 
     A folder that already holds this very harvest is completed, or returned as it is.
 
+    Parameters
+    ----------
+    strict
+        Stop at a study that cannot be read. Otherwise it is left out, ``skipped.jsonl`` says why,
+        and the manifest counts it.
+    retry_skipped
+        Compute again the parts in which studies had been skipped, as after their films were mended.
+
     Raises
     ------
     StudyError
-        If there are no studies, or a film or text cannot be read.
+        If there are no studies, or none can be read, or one cannot and ``strict``.
     SiteError
         If a site does not exist in ``model``.
     FolderError
         If ``out`` holds something else.
+    WriteError
+        If the disk is full. What was written stays, and the same call goes on from there.
     """
-    record = harvest_record(model, studies, config)
-    part_rows = _parts(model, processor, studies, config)
-    writer = ActivationWriter(out, record)
-    if is_sealed(out):
-        return ActivationFolder(out)
-    names = record["harvest"]["sites"]
-    n_parts = -(-len(studies) // config.studies_per_part)
-    for part in track(range(n_parts), "harvest", total=n_parts):
-        if not writer.has(part):
-            writer.write(part, part_rows(part), names)
-    writer.seal(n_parts, sites=names, **record)
-    return ActivationFolder(out)
+    job = Harvest(model, processor, studies, config, out, strict)
+    if retry_skipped:
+        job.reopen_skipped()
+    folder = job.run()
+    assert folder is not None  # alone, there is nobody to wait for
+    return folder
+
+
+class Harvest:
+    """A harvest, or one process's share of it; see :func:`harvest`.
+
+    Parameters
+    ----------
+    rank, world
+        This process takes every ``world``-th part from ``rank`` on. Processes share nothing but
+        ``out``; whichever finishes last seals it. A missing process's parts are made by starting
+        again, with any number of processes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Maira2Processor,
+        studies: Sequence[Study],
+        config: HarvestConfig,
+        out: Path,
+        strict: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        maker = RowMaker(model, processor, studies, config, strict)
+        record = harvest_record(model, studies, config)
+        self._begin(maker, record, config, out, rank, world, studies)
+
+    @classmethod
+    def of(
+        cls,
+        maker: Maker,
+        record: Mapping[str, Any],
+        config: HarvestConfig,
+        out: Path,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Harvest:
+        """A harvest of whatever ``maker`` makes; ``record`` is all that decides its rows."""
+        job = cls.__new__(cls)
+        job._begin(maker, record, config, out, rank, world)
+        return job
+
+    def _begin(
+        self,
+        maker: Maker,
+        record: Mapping[str, Any],
+        config: HarvestConfig,
+        out: Path,
+        rank: int,
+        world: int,
+        studies: Sequence[Study] | None = None,
+    ) -> None:
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank {rank} is outside 0–{world - 1}; give each process its own")
+        self.out, self._rank, self._world = out, rank, world
+        self._record, self._maker, self._studies = record, maker, studies
+        self._size = config.studies_per_part
+        self._writer = ActivationWriter(out, record)
+        self.n_parts = config.n_parts(maker.n_studies)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the folder is finished."""
+        return is_sealed(self.out)
+
+    def missing(self, mine: bool = False) -> list[int]:
+        """Parts that are not committed, of all processes or of this one."""
+        parts = range(self._rank, self.n_parts, self._world) if mine else range(self.n_parts)
+        return [part for part in parts if not self._writer.has(part)]
+
+    def reopen_skipped(self) -> None:
+        """Forget the parts in which studies were skipped. Call it in one process, before others."""
+        if parts := list(self._writer.skipped(self.n_parts)):
+            self._writer.reopen(parts)
+
+    def estimate(self) -> Estimate:
+        """What the missing parts of all processes will take, from a few of their studies.
+
+        The time is that of as many processes as there are, each as fast as this one.
+        """
+        if self._studies is None or not isinstance(self._maker, RowMaker):
+            raise ConfigError("only a harvest of given reports can be estimated; start it instead")
+        chunks = (self._studies[p * self._size : (p + 1) * self._size] for p in self.missing())
+        found = estimate(self._maker, [study for chunk in chunks for study in chunk], self.out)
+        return found._replace(seconds=found.seconds / self._world)
+
+    def run(self) -> ActivationFolder | None:
+        """Make this process's parts; the folder if it is sealed then, None if others still work."""
+        if self.sealed:
+            return ActivationFolder(self.out)
+        todo = self.missing(mine=True)
+        self._writer.sweep(todo)
+        with BackgroundWriter() as writing:
+            ready = _ahead(todo, self._maker.read)
+            for part, read in track(ready, "harvest", total=len(todo)):
+                for one in read.skipped:
+                    log.warning("study %r is skipped: %s", one.study_id, one.reason)
+                rows = self._maker.rows(read)
+                names, widths = self._maker.names, self._maker.widths
+                writing.put(partial(self._writer.write, part, rows, names, read.skipped, widths))
+        if self.missing():
+            return None
+        self._check_any()
+        self._writer.seal(self.n_parts, sites=self._maker.names, **self._record)
+        return ActivationFolder(self.out)
+
+    def _check_any(self) -> None:
+        skipped = [one for part in self._writer.skipped(self.n_parts).values() for one in part]
+        if len(skipped) == self._maker.n_studies:
+            raise StudyError(
+                f"none of {len(skipped)} studies could be read, the first because "
+                f"{skipped[0].reason}; mend them, delete {self.out} and run again"
+            )
+
+
+class Maker(Protocol):
+    """Makes the rows of any part; ``read`` runs in a thread while the model is busy."""
+
+    n_studies: int
+    names: list[str]
+    """Of the sites."""
+    widths: dict[str, int]
+    """By site."""
+
+    def read(self, part: int) -> Any:
+        """What :meth:`rows` needs; its ``skipped`` are the studies that could not be read."""
+        ...
+
+    def rows(self, read: Any) -> list[StudyRows]:
+        """Rows in the order of the studies."""
+        ...
+
+
+def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """Each item with ``read(item)``, which a thread works out while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(read, item) for item in items[:1]]
+        for number, item in enumerate(items):
+            found = coming.pop().result()
+            coming += [pool.submit(read, after) for after in items[number + 1 : number + 2]]
+            yield item, found
+            del found
 
 
 def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) -> dict[str, Any]:
@@ -116,110 +241,8 @@ def harvest_rows(
 ) -> Iterator[StudyRows]:
     """The rows of one study after another, computed a part at a time; nothing is written.
 
-    Raises what :func:`harvest` raises, but for folders.
+    Raises what :func:`harvest` raises, but for folders; a study that cannot be read is an error.
     """
-    part_rows = _parts(model, processor, studies, config)
-    for part in range(-(-len(studies) // config.studies_per_part)):
-        yield from part_rows(part)
-
-
-def _parts(
-    model: Any, processor: Maira2Processor, studies: Sequence[Study], config: HarvestConfig
-) -> Callable[[int], list[StudyRows]]:
-    """A function from the number of a part to its rows."""
-    if not studies:
-        raise StudyError("there are no studies to harvest; give at least one")
-    sites = resolve_sites(model, config.sites)
-    if processor.patches_per_image != model.config.image_seq_length:
-        raise ConfigError(
-            f"the processor makes {processor.patches_per_image} tokens of a film, the model takes "
-            f"{model.config.image_seq_length}; load both from one checkpoint"
-        )
-    kept = _kept_roles(config.policy, sites)
-    runner = PromptRunner(model, processor, config.batch_tokens)
-    if processor.hub_processor is not None:
-        encode_study(processor, studies[0])  # compares the two prompts
-    size = config.studies_per_part
-
-    def rows(part: int) -> list[StudyRows]:
-        chunk = studies[part * size : (part + 1) * size]
-        prompts = [runner.prompt(i, study) for i, study in enumerate(chunk, part * size)]
-        return _rows(runner, sites, prompts, kept, config)
-
-    return rows
-
-
-def _kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:
-    if sites[0].stream == "text":
-        return POLICIES[policy]
-    if Role.IMAGE not in POLICIES[policy]:
-        raise ConfigError(
-            f"policy {policy!r} keeps no image tokens, and {sites[0].name!r} has nothing else; "
-            "use policy 'patches'"
-        )
-    return (Role.IMAGE,)
-
-
-@torch.no_grad()
-def _rows(
-    runner: PromptRunner,
-    sites: list[Site],
-    prompts: list[Prompt],
-    kept: tuple[Role, ...],
-    config: HarvestConfig,
-) -> list[StudyRows]:
-    """Kept rows of each prompt, in the order given."""
-    vision = sites[0].stream == "vision"
-    outputs = _vision(runner, sites, prompts) if vision else _text(runner, sites, prompts)
-    dtype = DTYPES[config.dtype]
-    rows: dict[int, StudyRows] = {}
-    for prompt, activations in outputs:
-        keep = prompt.tokens.of_role(*kept)
-        chosen = torch.from_numpy(keep[prompt.tokens.of_role(Role.IMAGE)] if vision else keep)
-        rows[prompt.sequence] = StudyRows(
-            study=prompt.study.id,
-            patient=prompt.study.patient or prompt.study.id,
-            sequence=prompt.sequence,
-            positions=np.flatnonzero(keep),
-            tokens=prompt.tokens.take(keep),
-            activations={name: values[chosen].to(dtype) for name, values in activations.items()},
-        )
-    return [rows[prompt.sequence] for prompt in prompts]
-
-
-def _text(
-    runner: PromptRunner, sites: list[Site], prompts: list[Prompt]
-) -> Iterator[tuple[Prompt, dict[str, Tensor]]]:
-    """Each prompt with ``[tokens, d]`` per site."""
-    core = runner.model.model
-    with capture(sites) as run:
-
-        def forward(_: Any, __: int, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-            return run(core, **inputs)
-
-        for ran in runner.run(prompts, forward):
-            for i, prompt in enumerate(ran.prompts):
-                own = {n: v[i, : len(prompt.tokens) - ran.start] for n, v in ran.result.items()}
-                if ran.prefix is not None:
-                    own = {n: torch.cat([ran.prefix[n][0], v]) for n, v in own.items()}
-                yield prompt, {name: values.cpu() for name, values in own.items()}
-
-
-def _vision(
-    runner: PromptRunner, sites: list[Site], prompts: list[Prompt]
-) -> Iterator[tuple[Prompt, dict[str, Tensor]]]:
-    """Each prompt with ``[patches of its films, d]`` per site; a film is computed once."""
-    patches = runner.processor.patches_per_image
-    films = list(dict.fromkeys(film for prompt in prompts for film in prompt.study.films()))
-    size = max(1, runner.batch_tokens // patches)
-    found: dict[Path, dict[str, Tensor]] = {}
-    with capture(sites) as run:
-        for start in range(0, len(films), size):
-            batch = films[start : start + size]
-            features = runner.model.model.get_image_features
-            captured = run(features, pixel_values=runner.films(batch))
-            for i, film in enumerate(batch):  # CLS comes first where there is one
-                found[film] = {n: v[i, -patches:].cpu() for n, v in captured.items()}
-    for prompt in prompts:
-        each = [found[film] for film in prompt.study.films()]
-        yield prompt, {s.name: torch.cat([v[s.name] for v in each]) for s in sites}
+    maker = RowMaker(model, processor, studies, config, strict=True)
+    for part in range(config.n_parts(len(studies))):
+        yield from maker.rows(maker.read(part))

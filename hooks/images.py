@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ from hooks.files import StudyError
 
 WINDOW_PERCENTILES = (0.5, 99.5)
 """Window of a DICOM film that carries none of its own."""
+
+BROKEN = (
+    *(UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error),
+    *(IndexError, KeyError, TypeError, OverflowError, Image.DecompressionBombError),
+)
+"""What Pillow's decoders raise on damaged bytes: not all of them check before they read."""
 
 DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "F"}
 """Pillow modes with more than 8 bits a pixel, which ``convert("L")`` would clip."""
@@ -59,7 +67,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_grey(image)
-    except (UnidentifiedImageError, OSError) as error:
+    except BROKEN as error:
         raise StudyError(
             f"{path} is not an image that can be read ({type(error).__name__}); "
             "give a PNG, JPEG or DICOM file"
@@ -102,10 +110,8 @@ def _read_dicom(path: Path) -> np.ndarray:
     raise StudyError(f"{path} is {photometric}; a film is MONOCHROME1 or MONOCHROME2")
 
 
-def pixel_values(
-    image: Image.Image, size: int, mean: float, std: float
-) -> Float[Tensor, "3 size size"]:
-    """Shortest edge to ``size`` (bicubic), centre crop, scale to 0–1, normalise, three channels."""
+def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.ndarray:
+    """Film ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
     resized = image.resize(
@@ -114,4 +120,12 @@ def pixel_values(
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     crop = resized.crop((left, top, left + size, top + size))
     plane = (np.asarray(crop, dtype=np.float32) / 255 - mean) / std
-    return torch.from_numpy(plane.astype(np.float32)).expand(3, size, size).contiguous()
+    return plane.astype(np.float32)
+
+
+def pixel_values(
+    image: Image.Image, size: int, mean: float, std: float
+) -> Float[Tensor, "3 size size"]:
+    """:func:`pixel_plane` three times over."""
+    plane = torch.from_numpy(pixel_plane(image, size, mean, std))
+    return plane.expand(3, size, size).contiguous()

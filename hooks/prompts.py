@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hooks.images import read_image
+from hooks.films import Films, stack_films
+from hooks.images import pixel_plane, read_image
 from hooks.processor import Encoding, Maira2Processor
 from hooks.roles import Role, Tokens
 from hooks.studies import Study
@@ -81,16 +82,29 @@ class PromptRunner:
 
     def __init__(self, model: Any, processor: Maira2Processor, batch_tokens: int) -> None:
         self.model, self.processor, self.batch_tokens = model, processor, batch_tokens
-        self.pixels = lru_cache(maxsize=64)(self._pixels)
+        self._plane = lru_cache(maxsize=64)(self.plane)
 
-    def _pixels(self, film: Path) -> Tensor:
-        return self.processor.pixel_values([read_image(film)])[0]
+    def plane(self, film: Path) -> np.ndarray:
+        """Pixel values of one film, see :data:`hooks.films.Planes`; reads the file."""
+        own = self.processor
+        image = read_image(film)
+        if own.hub_processor is not None:
+            return own.pixel_values([image])[0].numpy()
+        # numpy only: threads read films, and each would start a torch thread pool of its own.
+        return pixel_plane(image, own.image_size, own.image_mean, own.image_std)[None]
+
+    @property
+    def patches(self) -> int:
+        """Image patches, and so image tokens, of one film."""
+        return self.processor.patches_per_image
+
+    def see(self, pixel_values: Tensor) -> Any:
+        """Run the vision tower and the projector, not the language model."""
+        return self.model.model.get_image_features(pixel_values=pixel_values)
 
     def films(self, paths: Sequence[Path]) -> Tensor:
         """Pixel values ``[n, 3, s, s]`` on the model's device and in its dtype."""
-        return torch.stack([self.pixels(path) for path in paths]).to(
-            self.model.device, self.model.dtype
-        )
+        return stack_films([self._plane(path) for path in paths], self.model)
 
     def prompt(self, sequence: int, study: Study) -> Prompt:
         """Tokenise one study."""
@@ -101,32 +115,51 @@ class PromptRunner:
         )
         return Prompt(sequence, study, tokens)
 
-    def run(self, prompts: Sequence[Prompt], forward: Forward[Any]) -> Iterator[Ran]:
-        """Call ``forward`` on batches until every prompt has run; yields in batch order."""
+    def run(
+        self, prompts: Sequence[Prompt], forward: Forward[Any], films: Films | None = None
+    ) -> Iterator[Ran]:
+        """Call ``forward`` on batches until every prompt has run; yields in batch order.
+
+        With ``films``, inputs hold ``inputs_embeds`` with image features in their places, rather
+        than token ids and pixel values.
+        """
+        groups, alone = self._grouped(prompts)
+        if films is not None:
+            films.expect([group[0].study.films() for group, _ in groups])
+            films.expect([prompt.study.films() for prompt in alone])
+        for group, shared in groups:
+            yield from self._after_prefix(group, shared, forward, films)
+        for batch in self.batches(alone):
+            inputs = {**self.inputs(batch, films), "use_cache": False}
+            yield Ran(batch, 0, None, forward(batch, 0, inputs))
+
+    @staticmethod
+    def _grouped(
+        prompts: Sequence[Prompt],
+    ) -> tuple[list[tuple[list[Prompt], int]], list[Prompt]]:
+        """Prompts that share a beginning, with its length; and those that share none."""
         by_films: dict[tuple[Path, ...], list[Prompt]] = {}
         for prompt in prompts:
             by_films.setdefault(prompt.study.films(), []).append(prompt)
-        alone = []
+        groups, alone = [], []
         for group in by_films.values():
             shared = shared_prefix([prompt.tokens for prompt in group])
             if shared:
-                yield from self._after_prefix(group, shared, forward)
+                groups.append((group, shared))
             else:
                 alone += group
-        for batch in self._batches(alone, skip=0):
-            inputs = {**self._inputs(batch), "use_cache": False}
-            yield Ran(batch, 0, None, forward(batch, 0, inputs))
+        return groups, alone
 
     def _after_prefix(
-        self, group: list[Prompt], shared: int, forward: Forward[Any]
+        self, group: list[Prompt], shared: int, forward: Forward[Any], films: Films | None
     ) -> Iterator[Ran]:
         from transformers import DynamicCache
 
         head = group[0]._replace(tokens=group[0].tokens.take(slice(shared)))
         cache = DynamicCache(config=self.model.config.text_config)
-        inputs = {**self._inputs([head]), "past_key_values": cache, "use_cache": True}
+        inputs = {**self.inputs([head], films), "past_key_values": cache, "use_cache": True}
         prefix = forward([head], 0, inputs)
-        for batch in self._batches(group, skip=shared):
+        for batch in self.batches(group, skip=shared):
             ids, mask = self._padded([prompt.tokens.ids for prompt in batch])
             own = copy.deepcopy(cache)
             own.batch_repeat_interleave(len(batch))
@@ -138,7 +171,8 @@ class PromptRunner:
             }
             yield Ran(batch, shared, prefix, forward(batch, shared, inputs))
 
-    def _batches(self, prompts: list[Prompt], skip: int) -> Iterator[list[Prompt]]:
+    def batches(self, prompts: Sequence[Prompt], skip: int = 0) -> Iterator[list[Prompt]]:
+        """Prompts in batches of like length, ``skip`` tokens of each not counted."""
         batch: list[Prompt] = []
         for prompt in sorted(prompts, key=lambda prompt: (len(prompt.tokens), prompt.sequence)):
             if batch and (len(batch) + 1) * (len(prompt.tokens) - skip) > self.batch_tokens:
@@ -158,10 +192,16 @@ class PromptRunner:
             mask[i, : len(row)] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _inputs(self, batch: Sequence[Prompt]) -> dict[str, Tensor]:
+    def inputs(self, batch: Sequence[Prompt], films: Films | None = None) -> dict[str, Tensor]:
+        """What the model takes for a batch of whole prompts, see :meth:`run`."""
         ids, mask = self._padded([prompt.tokens.ids for prompt in batch])
-        films = [film for prompt in batch for film in prompt.study.films()]
-        return {"input_ids": ids, "attention_mask": mask, "pixel_values": self.films(films)}
+        paths = [film for prompt in batch for film in prompt.study.films()]
+        if films is None:
+            return {"input_ids": ids, "attention_mask": mask, "pixel_values": self.films(paths)}
+        embedded = self.model.get_input_embeddings()(ids)
+        places = (ids == self.processor.image_token_id)[..., None]
+        features = films.features(paths).to(embedded)
+        return {"inputs_embeds": embedded.masked_scatter(places, features), "attention_mask": mask}
 
 
 def shared_prefix(prompts: Sequence[Tokens]) -> int:

@@ -1,6 +1,6 @@
 """The activation folder: residual streams on disk, with a row of the token table per token.
 
-Part *i* is three files, and ``part-{i}.json`` written after them commits it:
+Part *i* is three files or four, and ``part-{i}.json`` written after them commits it:
 
 ``part-{i}.safetensors``
     one tensor ``[rows, d]`` per site, the same rows in the same order
@@ -9,23 +9,30 @@ Part *i* is three files, and ``part-{i}.json`` written after them commits it:
 ``stats-{i}.safetensors``
     float64 sums per site and role, from which means and norms follow
 
-``manifest.json`` seals the folder after the last part.
+``generations-{i}.jsonl``
+    only where the model wrote the reports itself, see :mod:`hooks.generation`
+
+``manifest.json`` seals the folder after the last part. ``skipped.jsonl``, if there is one, names
+the studies that could not be read, with the reason.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from safetensors import safe_open
+from jaxtyping import Bool, Float, Int8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hooks.files import (
+    MANIFEST,
     FolderError,
     atomic_path,
     file_record,
@@ -33,10 +40,13 @@ from hooks.files import (
     open_sealed,
     read_json,
     seal,
+    verify,
     write_json,
 )
+from hooks.policies import check_roles
 from hooks.roles import NONE, Role, Tokens, View
-from hooks.studies import split_of
+from hooks.studies import Skipped, split_of
+from hooks.tensor_files import read_rows, tensor_layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +55,7 @@ KIND = "activations"
 FORMAT_VERSION = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 REMEDY = "run `maira-sae harvest` to make it"
+SKIPPED = "skipped.jsonl"
 
 
 class StudyRows(NamedTuple):
@@ -56,6 +67,10 @@ class StudyRows(NamedTuple):
     positions: np.ndarray
     tokens: Tokens
     activations: Mapping[str, Tensor]
+    loss: np.ndarray | None = None
+    """Cross-entropy of each token, NaN where it is not known."""
+    generation: Mapping[str, Any] | None = None
+    """What the model wrote, where the report is its own."""
 
 
 class Moments(NamedTuple):
@@ -107,10 +122,21 @@ def _table(rows: Sequence[StudyRows]) -> pa.Table:
             "patch_row": optional("row"),
             "patch_column": optional("column"),
             "sentence": optional("sentence"),
-            # Null where the forward pass stopped before the language-model head.
-            "loss": pa.nulls(sum(lengths), type=pa.float32()),
+            "loss": _losses(rows),
         }
     )
+
+
+def _losses(rows: Sequence[StudyRows]) -> pa.Array:
+    """Null where the forward pass stopped before the language-model head."""
+    import pyarrow as pa
+
+    unknown = [np.full(len(study.tokens), np.nan) for study in rows]
+    given = [
+        u if study.loss is None else study.loss for study, u in zip(rows, unknown, strict=True)
+    ]
+    losses = np.concatenate(given).astype(np.float32)
+    return pa.array(losses, type=pa.float32(), mask=np.isnan(losses))
 
 
 class ActivationWriter:
@@ -127,30 +153,57 @@ class ActivationWriter:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
         path = folder / "config.json"
-        if path.is_file() and (found := read_json(path)) != dict(config):
+        if not path.is_file():
+            # Temporary files may be another rank's, which begins at the same moment.
+            if folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir()):
+                if not path.is_file():
+                    raise FolderError(f"{folder} is not empty and is no harvest; give a new folder")
+            else:
+                write_json(path, dict(config))
+        if (found := read_json(path)) != dict(config):
             differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
             raise FolderError(
                 f"{folder} holds another harvest: {differs} is {_brief(found.get(differs))}, asked "
                 f"was {_brief(config.get(differs))}; give a new folder, or delete this one"
             )
-        if not path.is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise FolderError(f"{folder} is not empty and is no harvest; give a new folder")
-            write_json(path, dict(config))
+
+    def _commit(self, index: int) -> Path:
+        return self.folder / f"part-{index:05d}.json"
 
     def has(self, index: int) -> bool:
         """Whether part ``index`` is committed."""
-        return (self.folder / f"part-{index:05d}.json").is_file()
+        return self._commit(index).is_file()
 
-    def write(self, index: int, rows: Sequence[StudyRows], sites: Sequence[str]) -> None:
-        """Write and commit part ``index``; ``rows`` may be empty of tokens but not of studies."""
+    def write(
+        self,
+        index: int,
+        rows: Sequence[StudyRows],
+        sites: Sequence[str],
+        skipped: Sequence[Skipped] = (),
+        widths: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write and commit part ``index``.
+
+        Parameters
+        ----------
+        skipped
+            Studies of the part that have no rows because they could not be read.
+        widths
+            By site; needed only where ``rows`` may be empty of studies.
+        """
         import pyarrow.parquet as pq
 
+        commit = {"studies": len(rows), "skipped": [one._asdict() for one in skipped]}
+        if not rows:
+            assert widths is not None
+            nothing = Tokens(*(np.zeros(0, dtype=np.int64) for _ in range(6)))
+            empty = {site: torch.zeros(0, widths[site]) for site in sites}
+            rows = [StudyRows("", "", 0, nothing.ids, nothing, empty)]
         tensors = {
             site: torch.cat([study.activations[site] for study in rows]).contiguous()
             for site in sites
         }
-        roles = torch.from_numpy(np.concatenate([study.tokens.role for study in rows]))
+        roles = np.concatenate([study.tokens.role for study in rows])
         part, tokens, stats = _part_files(index)
         with atomic_path(self.folder / part) as temporary:
             save_file(tensors, temporary)
@@ -158,29 +211,78 @@ class ActivationWriter:
             pq.write_table(_table(rows), temporary)
         with atomic_path(self.folder / stats) as temporary:
             save_file(_sums(tensors, roles), temporary)
-        commit = {
+        names = [part, tokens, stats]
+        if written := [study.generation for study in rows if study.generation is not None]:
+            names.append(f"generations-{index:05d}.jsonl")
+            with atomic_path(self.folder / names[-1]) as temporary:
+                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in written)
+                temporary.write_text("".join(lines))
+        commit |= {
             "rows": len(roles),
-            "studies": len(rows),
             "widths": {site: values.shape[1] for site, values in tensors.items()},
-            "files": {name: file_record(self.folder / name) for name in (part, tokens, stats)},
+            "files": {name: file_record(self.folder / name) for name in names},
         }
-        write_json(self.folder / f"part-{index:05d}.json", commit)
+        write_json(self._commit(index), commit)
 
     def seal(self, n_parts: int, **record: Any) -> None:
         """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed."""
-        commits = [read_json(self.folder / f"part-{i:05d}.json") for i in range(n_parts)]
+        commits = [read_json(self._commit(i)) for i in range(n_parts)]
         files = {name: sums for commit in commits for name, sums in commit["files"].items()}
+        files["config.json"] = file_record(self.folder / "config.json")
+        skipped = [one for commit in commits for one in commit.get("skipped", [])]
+        if skipped:
+            with atomic_path(self.folder / SKIPPED) as temporary:
+                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in skipped)
+                temporary.write_text("".join(lines))
+            files[SKIPPED] = file_record(self.folder / SKIPPED)
         seal(
             self.folder,
             KIND,
             FORMAT_VERSION,
-            {**files, "config.json": file_record(self.folder / "config.json")},
+            files,
             n_tokens=sum(commit["rows"] for commit in commits),
             n_studies=sum(commit["studies"] for commit in commits),
+            n_skipped=len(skipped),
             part_rows=[commit["rows"] for commit in commits],
             widths=commits[0]["widths"],
             **record,
         )
+
+    def skipped(self, n_parts: int) -> dict[int, list[Skipped]]:
+        """Studies that committed parts had to leave out, by part."""
+        found = {}
+        for index in filter(self.has, range(n_parts)):
+            if own := read_json(self._commit(index)).get("skipped"):
+                found[index] = [Skipped(**one) for one in own]
+        return found
+
+    def reopen(self, parts: Sequence[int]) -> None:
+        """Forget that ``parts`` are committed, so that they are computed again."""
+        for path in (MANIFEST, SKIPPED):
+            (self.folder / path).unlink(missing_ok=True)
+        for index in parts:
+            self._commit(index).unlink(missing_ok=True)
+
+    def sweep(self, parts: Sequence[int]) -> None:
+        """Delete temporary files of ``parts`` whose process was killed on this machine."""
+        stems = {Path(name).stem for part in parts for name in _part_files(part)}
+        for path in self.folder.glob(".*.tmp"):
+            name, _, number = path.name[1:].removesuffix(".tmp").rpartition(".")
+            if Path(name).stem in stems and not (number.isdigit() and _alive(int(number))):
+                path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this number runs, this one not counted: it is only beginning."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _brief(value: Any) -> str:
@@ -188,21 +290,23 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _sums(tensors: Mapping[str, Tensor], roles: Tensor) -> dict[str, Tensor]:
+def _sums(tensors: Mapping[str, Tensor], roles: np.ndarray) -> dict[str, Tensor]:
     """Per site and role: count, sum and sum of squared norms, in float64."""
     sums = {}
     for site, values in tensors.items():
         for role in Role:
-            chosen = values[roles == int(role)].double()
+            chosen = values[torch.from_numpy(np.flatnonzero(roles == int(role)))]
+            # numpy, because a writer thread must not start a torch thread pool of its own.
+            exact = chosen.float().numpy().astype(np.float64)
             key = f"{site}|{role.name.lower()}"
             sums[f"{key}|count"] = torch.tensor(len(chosen))
-            sums[f"{key}|sum"] = chosen.sum(0)
-            sums[f"{key}|squared"] = chosen.square().sum()
+            sums[f"{key}|sum"] = torch.from_numpy(exact.sum(axis=0))
+            sums[f"{key}|squared"] = torch.tensor(np.square(exact).sum())
     return sums
 
 
 class ActivationFolder:
-    """A finished activation folder, read through memory maps.
+    """A finished activation folder. Row ranges are read straight into tensors, part by part.
 
     Raises
     ------
@@ -216,10 +320,22 @@ class ActivationFolder:
         self.n_tokens: int = self.manifest["n_tokens"]
         self.sites: list[str] = self.manifest["sites"]
         self._starts = np.concatenate([[0], np.cumsum(self.manifest["part_rows"])])
-        self._open: dict[int, Any] = {}
+        self._layout = lru_cache(maxsize=None)(self._layout_of)
 
     def __repr__(self) -> str:
         return f"ActivationFolder({self.folder}, {self.n_tokens:,} tokens, sites {self.sites})"
+
+    @property
+    def policy(self) -> str:
+        """Key of :data:`hooks.policies.POLICIES`; empty where the folder does not say it."""
+        return self.manifest.get("harvest", {}).get("policy", "")
+
+    def check_trained(self, policy: str) -> None:
+        """Warn of, or refuse, tokens on which a dictionary of that policy was not trained.
+
+        See :func:`hooks.policies.check_roles`.
+        """
+        check_roles(policy, self.policy, str(self.folder))
 
     def check_site(self, site: str) -> str:
         """``site`` itself if the folder has it."""
@@ -239,23 +355,42 @@ class ActivationFolder:
         self.check_site(site)
         if not 0 <= start <= stop <= self.n_tokens:
             raise FolderError(f"rows {start}:{stop} are outside 0:{self.n_tokens} of {self.folder}")
-        pieces = []
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        for part in range(first, len(self._starts) - 1):
-            low, high = int(self._starts[part]), int(self._starts[part + 1])
-            if low >= stop:
-                break
-            piece = self._part(part).get_slice(site)
-            pieces.append(piece[max(start, low) - low : min(stop, high) - low])
-        if not pieces:
-            return torch.empty(0, self.width(site))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        out = torch.empty(stop - start, self.width(site), dtype=self.dtype(site))
+        self.read_into(site, start, out)
+        return out
 
-    def _part(self, index: int) -> Any:
-        if index not in self._open:
-            path = self.folder / _part_files(index)[0]
-            self._open[index] = safe_open(path, framework="pt")
-        return self._open[index]
+    def dtype(self, site: str) -> torch.dtype:
+        """Dtype of a site on disk."""
+        return self._layout(0)[self.check_site(site)].dtype
+
+    def read_into(self, site: str, start: int, out: Float[Tensor, "rows d"]) -> None:
+        """Read rows from ``start`` on into ``out``, contiguous and of the dtype on disk.
+
+        Threads may read at the same time.
+        """
+        stop = start + len(out)
+        part = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            low, high = int(self._starts[part]), min(int(self._starts[part + 1]), stop)
+            if high > start:
+                rows = out[start + len(out) - stop : high + len(out) - stop]
+                layout = self._layout(part)[site]
+                read_rows(self.folder / _part_files(part)[0], layout, start - low, rows)
+                start = high
+            part += 1
+
+    def _layout_of(self, part: int) -> Mapping[str, Any]:
+        path = self.folder / _part_files(part)[0]
+        layout = tensor_layout(path)
+        for site in self.sites:
+            want = (self.manifest["part_rows"][part], self.manifest["widths"][site])
+            found = layout[site].shape if site in layout else None
+            if found != want:
+                raise FolderError(
+                    f"{path} holds {found} for {site}, the manifest says {want}; delete "
+                    f"{self.folder} and {REMEDY}"
+                )
+        return layout
 
     def tokens(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The token table, all parts in order."""
@@ -276,11 +411,71 @@ class ActivationFolder:
             return np.asarray(column.dictionary.to_pylist(), dtype=object)[codes]
         return column.to_numpy(zero_copy_only=False)
 
-    def heldout(self, fraction: float) -> np.ndarray:
-        """Mask ``[n_tokens]`` of the rows whose patient is held out, see :func:`split_of`."""
-        patients = self.column("patient")
-        sides = {patient: split_of(patient, fraction) == "heldout" for patient in set(patients)}
-        return np.fromiter((sides[patient] for patient in patients), dtype=bool)
+    def roles(self) -> Int8[np.ndarray, " n_tokens"]:
+        """:class:`hooks.roles.Role` of each row."""
+        return self._by_name("role", lambda name: int(Role[name.upper()]), np.int8)
+
+    def heldout(self, fraction: float) -> Bool[np.ndarray, " n_tokens"]:
+        """Mask of the rows whose patient is held out, see :func:`split_of`."""
+        return self._by_name("patient", lambda p: split_of(p, fraction) == "heldout", np.bool_)
+
+    def _by_name(self, column: str, value: Any, dtype: Any) -> np.ndarray:
+        """``value(name)`` of a column of names, asked once for each name of a part."""
+        import pyarrow.parquet as pq
+
+        pieces = [np.zeros(0, dtype=dtype)]
+        for part in range(len(self._starts) - 1):
+            table = pq.read_table(self.folder / _part_files(part)[1], columns=[column])
+            for chunk in table[column].chunks:
+                names = np.array([value(name) for name in chunk.dictionary.to_pylist()], dtype)
+                pieces.append(names[chunk.indices.to_numpy(zero_copy_only=False)])
+        return np.concatenate(pieces)
+
+    def skipped(self) -> list[Skipped]:
+        """Studies that could not be read, in their order."""
+        if not self.manifest.get("n_skipped"):
+            return []
+        lines = (self.folder / SKIPPED).read_text().splitlines()
+        return [Skipped(**json.loads(line)) for line in lines]
+
+    def verify(self) -> int:
+        """Compare checksums, then row counts of tensors, token table and sums, part by part.
+
+        Returns
+        -------
+        int
+            The number of files checked.
+
+        Raises
+        ------
+        FolderError
+            At the first file that differs from what the manifest says.
+        """
+        import pyarrow.parquet as pq
+
+        count = verify(self.folder)
+        studies = 0
+        for part, rows in enumerate(self.manifest["part_rows"]):
+            self._layout(part)
+            _, tokens, stats = (self.folder / name for name in _part_files(part))
+            found = pq.read_metadata(tokens).num_rows
+            if found != rows:
+                _wrong_rows(tokens, found, rows)
+            sums = load_file(stats)
+            for site in self.sites:
+                found = sum(int(sums[f"{site}|{role.name.lower()}|count"]) for role in Role)
+                if found != rows:
+                    _wrong_rows(stats, found, rows)
+            names = pq.read_table(tokens, columns=["sequence"])["sequence"]
+            studies += len(names.unique())
+        if sum(self.manifest["part_rows"]) != self.n_tokens:
+            _wrong_rows(self.folder / MANIFEST, self.n_tokens, sum(self.manifest["part_rows"]))
+        if studies > self.manifest["n_studies"]:
+            raise FolderError(
+                f"{self.folder} has rows of {studies} studies, its manifest says "
+                f"{self.manifest['n_studies']}; delete the folder and {REMEDY}"
+            )
+        return count
 
     def moments(self, site: str, role: Role | None = None) -> Moments:
         """Mean and mean squared norm of a site's rows, of one role or of all."""
@@ -297,3 +492,9 @@ class ActivationFolder:
         if count == 0:
             raise FolderError(f"{self.folder} has no rows of role {role and role.name.lower()}")
         return Moments(count, total / count, squared / count)
+
+
+def _wrong_rows(path: Path, found: int, want: int) -> NoReturn:
+    raise FolderError(
+        f"{path} has {found} rows, its part has {want}; delete {path.parent} and {REMEDY}"
+    )

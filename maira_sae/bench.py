@@ -132,3 +132,85 @@ def _print(
     typer.echo(table(result))
     if as_json:
         typer.echo(json.dumps(result))
+
+
+@app.command(epilog="Example: `maira-sae bench store --json` — SAELens needs `make peers` first")
+def store(
+    activations: Annotated[
+        Path | None, typer.Option(help="Folder to read; default: one of random rows.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of the random folder.")] = 1 << 19,
+    d_model: Annotated[int, typer.Option(help="Their width.")] = 512,
+    batch: Annotated[int, typer.Option(help="Rows of a shuffled batch.")] = 4096,
+    rounds: Annotated[int, typer.Option(help="Turns of each way of reading.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    peers_python: Annotated[
+        Path, typer.Option(envvar="PEERS_PYTHON", help="Python with the other libraries.")
+    ] = Path(".venv-peers/bin/python"),
+    as_json: Json = False,
+) -> None:
+    """Reading a folder in order and shuffled, beside plain reading, and SAELens' cached loading."""
+    from dataclasses import replace
+
+    import torch
+
+    from hooks.store import ActivationFolder
+    from maira_sae.bench_store import StoreBench, make_folder, run, table
+
+    config = replace(StoreBench(), rows=rows, d_model=d_model, batch=batch, rounds=rounds)
+    config = replace(config.quick() if quick else config, threads=torch.get_num_threads())
+    with TemporaryDirectory() as temporary:
+        made = Path(temporary) / "acts"
+        folder = ActivationFolder(activations) if activations else make_folder(made, config)
+        result = run(folder, config, peers_python, Path(temporary))
+    typer.echo(table(result))
+    if as_json:
+        typer.echo(json.dumps(result))
+
+
+@app.command(epilog="Example: `maira-sae bench harvest --json` — SAELens needs `make peers` first")
+def harvest(
+    model: Annotated[
+        str | None, typer.Option(help="MAIRA-2 checkpoint; default: the phantom's mini model.")
+    ] = None,
+    studies: Annotated[
+        Path | None, typer.Option(help="Folder with studies.jsonl; default: phantom studies.")
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Site; default: two thirds up the language model.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Studies of a turn.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
+    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
+    dtype: Annotated[str, typer.Option(help="Dtype the model runs in.")] = "auto",
+    peers_python: Annotated[
+        Path, typer.Option(envvar="PEERS_PYTHON", help="Python with the other libraries.")
+    ] = Path(".venv-peers/bin/python"),
+    as_json: Json = False,
+) -> None:
+    """A whole harvest beside bare forward passes on the same batches, and SAELens' runner."""
+    import torch
+
+    from hooks.maira2 import load_model
+    from hooks.processor import load_processor
+    from hooks.studies import read_folder
+    from maira_sae.bench_harvest import HarvestBench, run, table
+    from phantom.model import WEIGHTS
+    from phantom.truth import write_studies
+
+    config = HarvestBench(n, rounds, batch_tokens=batch_tokens, threads=torch.get_num_threads())
+    device = "auto" if torch.cuda.is_available() else None
+    source = model or str(WEIGHTS)
+    loaded = load_model(source, dtype=dtype, device_map=device)
+    layers = loaded.config.text_config.num_hidden_layers  # pyright: ignore
+    place = site or f"llm.{max(0, 2 * layers // 3 - 1)}.resid_post"
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if studies is None:
+            records = write_studies(folder / "studies", range(900_000, 900_000 + n))
+        else:
+            records = read_folder(studies)[:n]
+        result = run(loaded, load_processor(source), records, place, config, folder, peers_python)
+    typer.echo(table(result))
+    if as_json:
+        typer.echo(json.dumps(result))

@@ -104,28 +104,111 @@ def harvest(
     site: Annotated[list[str], typer.Option(help="Named place; repeat for several.")],
     out: Annotated[Path, typer.Option(help="Activation folder to make or complete.")],
     policy: Annotated[
-        str, typer.Option(help="Tokens to keep: published, report, patches, all.")
+        str, typer.Option(help="Tokens to keep: published, report, clinical, patches, all.")
     ] = "published",
+    patches: Annotated[
+        str | None,
+        typer.Option(help="Sample of each study's patches: uniform:0.1 or norm:64, for example."),
+    ] = None,
     store_dtype: Annotated[str, typer.Option(help="Dtype on disk.")] = "bfloat16",
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
+    studies_per_part: Annotated[
+        int, typer.Option(help="Studies that are kept in memory and committed together.")
+    ] = 64,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at a study that cannot be read, instead of skipping it.")
+    ] = False,
+    retry_skipped: Annotated[
+        bool, typer.Option(help="Read skipped studies again, after they were mended.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Start even where the disk seems too small.")] = False,
     dtype: Dtype = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option(help="Check prompts against the checkpoint's own processor.")
     ] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Along the model's own reports, not the given ones.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest report of --generate.")] = 300,
     as_json: Json = False,
 ) -> None:
-    """Write the activations of studies into a folder; run again to resume."""
-    from hooks.harvest import HarvestConfig
-    from hooks.harvest import harvest as run
-    from hooks.maira2 import load_model
+    """Write the activations of studies into a folder; run again to resume.
+
+    The model is MAIRA-2 or another LLaVA; or an image encoder alone, which sees the films; or a
+    causal language model alone, which reads the reports. Under torchrun each process makes its own
+    parts, and the last one to finish seals the folder.
+    """
+    from hooks.harvest import Harvest, HarvestConfig
+    from hooks.loading import load_any
+    from hooks.policies import PatchSample
     from hooks.processor import load_processor
 
-    config = HarvestConfig(tuple(site), policy, store_dtype, batch_tokens=batch_tokens)
+    sample = None if patches is None else PatchSample.parse(patches)
+    config = HarvestConfig(
+        tuple(site), policy, store_dtype, studies_per_part, batch_tokens, patches=sample
+    )
+    rank, world = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if retry_skipped and world > 1:
+        raise MairaSaeError("--retry-skipped is for one process; run it once without torchrun")
     records = _studies(studies)
-    loaded = load_model(model, dtype=dtype, device_map=_device_map())
-    folder = run(loaded, load_processor(model, trust_remote_code), records, config, out)
-    result = {"out": str(out), "n_tokens": folder.n_tokens, "sites": folder.sites}
+    device = _device_map() if world == 1 else _own_device()
+    loaded, sees = load_any(model, dtype=dtype, device_map=device)
+    if sees != "studies" and generate:
+        raise MairaSaeError(f"--generate needs a model that writes reports, not {model}")
+    share = {"strict": strict, "rank": rank, "world": world}
+    if sees != "studies":
+        job = _tower_job(model, loaded, sees, records, config, out, share)
+    elif generate:
+        from hooks.generation import Decoding, generation_job
+
+        words, decoding = load_processor(model, trust_remote_code), Decoding(max_new_tokens)
+        job = generation_job(loaded, words, records, config, out, decoding, **share)
+    else:
+        words = load_processor(model, trust_remote_code)
+        job = Harvest(loaded, words, records, config, out, **share)
+    if retry_skipped:
+        job.reopen_skipped()
+    result: dict[str, Any] = {"out": str(out)}
+    if not job.sealed and rank == 0 and sees == "studies" and not generate:
+        left = job.estimate()
+        typer.echo(f"to do: {left}")
+        if not force:
+            left.check_room(out)
+        result["estimate"] = left._asdict()
+    folder = job.run()
+    if folder is None:
+        text = f"process {rank} of {world} is done; the last one to finish seals {out}"
+        _finish({**result, "sealed": False}, as_json, text)
+        return
+    result |= {
+        "sealed": True,
+        "n_tokens": folder.n_tokens,
+        "n_studies": folder.manifest["n_studies"],
+        "n_skipped": folder.manifest.get("n_skipped", 0),
+        "sites": folder.sites,
+    }
     _finish(result, as_json, repr(folder))
+
+
+def _tower_job(
+    source: str,
+    model: Any,
+    sees: str,
+    studies: Sequence[Any],
+    config: Any,
+    out: Path,
+    share: dict[str, Any],
+) -> Any:
+    """An image encoder over the studies' films, or a language model over their reports."""
+    from hooks.plain import FilmScale, Text, films_job, texts_job
+
+    if sees == "films":
+        return films_job(model, studies, config, out, FilmScale.from_pretrained(source), **share)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    texts = [Text(s.id, s.report, s.patient) for s in studies if s.report]
+    return texts_job(model, tokenizer, texts, config, out, **share)
 
 
 @app.command(
@@ -525,9 +608,20 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Any finished folder of this library.")],
     as_json: Json = False,
 ) -> None:
-    """Compare every file of a finished folder with its recorded checksum."""
-    from hooks.files import verify as run
+    """Compare every file of a finished folder with its recorded checksum.
 
+    Of an activation folder, also the rows of every part: tensors, token table and sums.
+    """
+    from hooks.files import MANIFEST, is_sealed, read_json
+    from hooks.files import verify as run
+    from hooks.store import KIND, ActivationFolder
+
+    if is_sealed(folder) and read_json(folder / MANIFEST).get("kind") == KIND:
+        activations = ActivationFolder(folder)
+        count, rows = activations.verify(), activations.n_tokens
+        text = f"{folder}: {count} files match their checksums, {rows:,} rows in every table"
+        _finish({"files": count, "rows": rows}, as_json, text)
+        return
     count = run(folder)
     _finish({"files": count}, as_json, f"{folder}: {count} files match their checksums")
 
@@ -615,6 +709,13 @@ def _ranks() -> Iterator[bool]:
         yield torch.distributed.get_rank() == 0
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _own_device() -> Any:
+    """The device of one process among several on a machine."""
+    import torch
+
+    return {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else None
 
 
 def _device_map() -> str | None:

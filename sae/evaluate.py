@@ -167,6 +167,8 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     others = dict(others or {})
+    for one in (sae, *others.values()):
+        folder.check_trained(one.config.policy)
     heldout = folder.heldout(config.heldout)
     beside = codes(sae, folder, config, others)
     tallies = tally(beside, folder, sae.config.site, heldout, config)

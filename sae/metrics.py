@@ -106,6 +106,7 @@ def measure(
     batch: int = 4096,
 ) -> Quality:
     """:class:`Quality` of ``sae`` at inference on the chosen rows (mask ``[n_tokens]``)."""
+    folder.check_trained(sae.config.policy)
     meter = QualityMeter(sae.config.d_model, sae.config.n_latents)
     for start in range(0, folder.n_tokens, batch):
         stop = min(start + batch, folder.n_tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,6 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from hooks.files import ConfigError
-from hooks.roles import Role
 from hooks.store import ActivationFolder, Moments
 
 CHUNK_ROWS = 4096
@@ -82,26 +82,33 @@ class FolderRows:
     Each epoch visits the folder's chunks of contiguous rows in a new order, gathers many of them
     into a buffer, and shuffles the buffer's rows, while a thread reads the next buffer. Reads stay
     sequential within a chunk, and the batches depend only on the seed, so a position is one number.
+    :func:`sae.mixing.mixing` measures how well that mixes studies.
 
     Parameters
     ----------
     heldout
         Share of patients kept out of training.
     buffer_rows
-        Rows (training or not) that are shuffled together; at least a chunk.
+        Rows (training or not) that are shuffled together; at least a chunk. Two buffers are in
+        memory.
+    chunk_rows
+        Contiguous rows that are read together: fewer mix better, more read faster.
     """
 
     def __init__(
-        self, folder: ActivationFolder, heldout: float = 0.2, buffer_rows: int = BUFFER_ROWS
+        self,
+        folder: ActivationFolder,
+        heldout: float = 0.2,
+        buffer_rows: int = BUFFER_ROWS,
+        chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self.folder, self.sites = folder, folder.sites
-        self.policy: str = folder.manifest["harvest"]["policy"]
+        self.policy = folder.policy
         self.model: Mapping[str, Any] = folder.manifest["model"]
         self._heldout = folder.heldout(heldout)
-        codes = {role.name.lower(): int(role) for role in Role}
-        names, places = np.unique(folder.column("role").astype(str), return_inverse=True)
-        self._roles = np.array([codes[name] for name in names], dtype=np.int8)[places]
-        self._buffer_rows = buffer_rows
+        self._roles = folder.roles()
+        self._buffer_rows, self._chunk_rows = buffer_rows, chunk_rows
+        self.n_training = int((~self._heldout).sum())
 
     def record(self) -> dict[str, Any]:
         files = self.folder.manifest["files"]
@@ -120,12 +127,12 @@ class FolderRows:
         for start, stop in self._chunks():
             own = chosen[start:stop]
             if own.any():
-                yield _floats(self._batch(sites, start, stop, own))
+                yield self._batch(sites, start, stop, own)
 
     def batches(
         self, sites: Sequence[str], batch: int, seed: int, position: Mapping[str, int]
     ) -> Iterator[Batch]:
-        per_epoch = int((~self._heldout).sum())
+        per_epoch = self.n_training
         if per_epoch < batch:
             raise ConfigError(
                 f"{self.folder.folder} offers {per_epoch} rows, a batch needs {batch}; "
@@ -134,51 +141,97 @@ class FolderRows:
         done = position.get("batches", 0)
         epoch, skip = divmod(done * batch, per_epoch)
         pending: Batch | None = None
-        for buffer in _ahead(self._shuffled(sites, seed, epoch, skip)):
-            pending = buffer if pending is None else _joined(pending, buffer)
-            whole = len(pending.roles) - len(pending.roles) % batch
-            for start in range(0, whole, batch):
-                done += 1
-                yield _floats(_taken(pending, slice(start, start + batch), {"batches": done}))
-            pending = _taken(pending, slice(whole, None), {})
+        for buffer in _ahead(self._buffers(sites, seed, epoch, skip)):
+            begin = 0
+            while begin < len(buffer.order):
+                need = batch - (len(pending.roles) if pending is not None else 0)
+                taken = buffer.take(slice(begin, begin + need))
+                begin += need
+                pending = taken if pending is None else _joined(pending, taken)
+                if len(pending.roles) == batch:
+                    done += 1
+                    yield pending._replace(position={"batches": done})
+                    pending = None
 
-    def _shuffled(self, sites: Sequence[str], seed: int, epoch: int, skip: int) -> Iterator[Batch]:
-        """Buffers of shuffled rows from an epoch on, without its first ``skip`` rows."""
+    def row_numbers(self, seed: int, epoch: int) -> Iterator[np.ndarray]:
+        """Rows of the folder in the order in which an epoch's batches take them; reads nothing."""
         chunks = self._chunks()
-        sizes = np.array([int((~self._heldout[a:b]).sum()) for a, b in chunks])
-        together = max(1, self._buffer_rows // CHUNK_ROWS)
+        for group, order in self._plan(seed, epoch):
+            rows = np.concatenate([np.arange(*chunks[i]) for i in group])
+            yield rows[order]
+
+    def _plan(self, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Chunks that are buffered together, and in which order their training rows leave."""
+        chunks = self._chunks()
+        together = max(1, self._buffer_rows // self._chunk_rows)
+        rng = np.random.default_rng([seed, epoch])
+        chunk_order = rng.permutation(len(chunks))
+        for first in range(0, len(chunk_order), together):
+            group = chunk_order[first : first + together]
+            training = np.concatenate([~self._heldout[slice(*chunks[i])] for i in group])
+            places = np.flatnonzero(training)
+            yield group, places[rng.permutation(len(places))]
+
+    def _buffers(self, sites: Sequence[str], seed: int, epoch: int, skip: int) -> Iterator[_Buffer]:
+        """Buffers from an epoch on, without its first ``skip`` rows."""
+        chunks = self._chunks()
+        # One is in use while the other is read; fresh memory would cost as much as the reading.
+        most = min(self.folder.n_tokens, max(self._buffer_rows, self._chunk_rows))
+        slots = cycle([self._room(sites, most), self._room(sites, most)])
         while True:
-            rng = np.random.default_rng([seed, epoch])
-            order = rng.permutation(len(chunks))
-            for first in range(0, len(order), together):
-                group = order[first : first + together]
-                size = int(sizes[group].sum())
-                shuffle = torch.from_numpy(rng.permutation(size))
-                if skip < size:
-                    rows = [
-                        self._batch(sites, start, stop, ~self._heldout[start:stop])
-                        for start, stop in (chunks[i] for i in group if sizes[i])
-                    ]
-                    yield _taken(_joined(*rows), shuffle[skip:], {})
-                skip = max(0, skip - size)
+            for group, order in self._plan(seed, epoch):
+                if skip < len(order):
+                    room, filled = next(slots), 0
+                    for start, stop in (chunks[i] for i in group):
+                        for site, x in room.x.items():
+                            self.folder.read_into(site, start, x[filled : filled + stop - start])
+                        own = torch.from_numpy(self._roles[start:stop])
+                        room.roles[filled : filled + stop - start] = own
+                        filled += stop - start
+                    yield _Buffer(room, order[skip:])
+                skip = max(0, skip - len(order))
             epoch, skip = epoch + 1, 0
 
+    def _room(self, sites: Sequence[str], rows: int) -> Batch:
+        folder = self.folder
+        x = {
+            site: torch.empty(rows, folder.width(site), dtype=folder.dtype(site)) for site in sites
+        }
+        return Batch(x, torch.empty(rows, dtype=torch.int8), {})
+
     def _chunks(self) -> list[tuple[int, int]]:
-        n = self.folder.n_tokens
-        return [(start, min(start + CHUNK_ROWS, n)) for start in range(0, n, CHUNK_ROWS)]
+        n, size = self.folder.n_tokens, self._chunk_rows
+        return [(start, min(start + size, n)) for start in range(0, n, size)]
 
     def _batch(self, sites: Sequence[str], start: int, stop: int, chosen: np.ndarray) -> Batch:
         mask = torch.from_numpy(chosen)
-        x = {site: self.folder.rows(site, start, stop)[mask] for site in sites}
+        x = {site: self.folder.rows(site, start, stop)[mask].float() for site in sites}
         return Batch(x, torch.from_numpy(self._roles[start:stop])[mask], {})
 
 
-def _floats(rows: Batch) -> Batch:
-    return rows._replace(x={site: x.float() for site, x in rows.x.items()})
+class _Buffer(NamedTuple):
+    """Rows in memory, in the dtype on disk, and the order in which they are taken."""
+
+    rows: Batch
+    order: np.ndarray
+
+    def take(self, part: slice) -> Batch:
+        index = self.order[part]
+        x = {site: gather_floats(rows, index) for site, rows in self.rows.x.items()}
+        return Batch(x, torch.from_numpy(self.rows.roles.numpy()[index]), {})
 
 
-def _taken(rows: Batch, index: slice | Tensor, position: Mapping[str, int]) -> Batch:
-    return Batch({site: x[index] for site, x in rows.x.items()}, rows.roles[index], position)
+def gather_floats(rows: Float[Tensor, "n d"], index: np.ndarray) -> Float[Tensor, "m d"]:
+    """``rows[index]`` in float32, from memory on the host.
+
+    numpy on one thread: a few copies are over before torch's threads have met, and where cores are
+    shared they wait for each other for longer than the copies take.
+    """
+    if rows.dtype == torch.bfloat16:  # the upper half of a float32
+        wide = rows.view(torch.int16).numpy().view(np.uint16).take(index, axis=0).astype(np.uint32)
+        wide <<= 16
+        return torch.from_numpy(wide.view(np.float32))
+    return torch.from_numpy(rows.numpy().take(index, axis=0).astype(np.float32, copy=False))
 
 
 def _joined(*rows: Batch) -> Batch:
@@ -186,7 +239,7 @@ def _joined(*rows: Batch) -> Batch:
     return Batch(x, torch.cat([one.roles for one in rows]), {})
 
 
-def _ahead(buffers: Iterator[Batch]) -> Iterator[Batch]:
+def _ahead(buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:
     """The same buffers, each read by a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, buffers)

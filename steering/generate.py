@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hooks.files import ConfigError, nearest
 from hooks.processor import Maira2Processor
 from hooks.prompts import encode_study
-from hooks.sites import resolve_site, rewrite
+from hooks.sites import resolve_site, rewrite, text_tower
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 from steering.edits import Edit, apply_edits, check_edits
@@ -66,7 +66,7 @@ def steered(
         edited = apply_edits(sae, edits, value[:, low:high])
         return torch.cat([value[:, :low], edited, value[:, high:]], dim=1)
 
-    handle = model.model.language_model.register_forward_pre_hook(find_start, with_kwargs=True)
+    handle = text_tower(model).register_forward_pre_hook(find_start, with_kwargs=True)
     try:
         with rewrite(site, change):
             yield

@@ -102,7 +102,10 @@ def test_harvest_train_eval_verify(pipeline, checkpoint, studies_folder):
     _, acts, sae, harvested, trained = pipeline
     assert last_json(harvested)["sites"] == [SITE]
     assert last_json(trained)["heldout"]["fvu"] < 1
-    assert last_json(run("verify", acts, "--json")) == {"files": 4}
+    assert last_json(run("verify", acts, "--json")) == {
+        "files": 4,
+        "rows": last_json(harvested)["n_tokens"],
+    }
     assert last_json(run("verify", sae, "--json")) == {"files": 3}
     result = last_json(
         run("eval", sae, acts, "--model", checkpoint, "--studies", studies_folder, "--json")
@@ -184,7 +187,8 @@ def test_bad_studies(checkpoint, studies_folder, tmp_path):
     refused(run(*args, "--studies", tmp_path), "is empty")
     copy = Path(shutil.copytree(studies_folder, tmp_path / "copy"))
     (copy / "film0.png").write_text("not an image")
-    refused(run(*args, "--studies", copy), "film0.png is not an image", "PNG, JPEG or DICOM")
+    strict = run(*args, "--studies", copy, "--strict")
+    refused(strict, "study 's0'", "film0.png is not an image", "PNG, JPEG or DICOM")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -253,6 +257,38 @@ def test_convert(pipeline, tmp_path):
 
 def test_unknown_option_is_status_two():
     assert run("train", "--no-such-option").returncode == 2
+
+
+def test_harvest_along_generated_reports(checkpoint, studies_folder, tmp_path):
+    from hooks.generation import read_generations
+
+    args = ("harvest", "--model", checkpoint, "--studies", studies_folder, "--site", SITE)
+    result = run(*args, "--out", tmp_path / "own", "--generate", "--max-new-tokens", 3, "--json")
+    assert last_json(result)["sites"] == [SITE]
+    written = list(read_generations(ActivationFolder(tmp_path / "own")))
+    assert len(written) == 24 and max(len(one.token_ids) for one in written) == 3
+
+
+def test_harvest_takes_towers_alone(tokenizer, studies_folder, tmp_path):
+    from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+
+    from hooks.processor import Maira2Processor
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**sizes, image_size=42)).save_pretrained(tmp_path / "dino")
+    Maira2Processor(tokenizer, 42).save_pretrained(tmp_path / "dino")
+    llama = LlamaConfig(**sizes, intermediate_size=24, vocab_size=len(tokenizer))
+    LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    args = ("harvest", "--studies", studies_folder, "--json", "--model")
+    films = (*args, tmp_path / "dino", "--site", "vision.0.mlp_out", "--policy", "patches")
+    seen = run(*films, "--out", tmp_path / "a")
+    assert last_json(seen)["n_tokens"] == 9 * (24 + 8 + 6)  # laterals and priors too
+    texts = (*args, tmp_path / "llama", "--site", "llm.0.resid_post", "--policy", "report")
+    read = run(*texts, "--out", tmp_path / "b")
+    assert set(ActivationFolder(tmp_path / "b").column("role")) == {"report"}
+    assert last_json(read)["n_tokens"] > 24
+    refused(run(*texts, "--out", tmp_path / "c", "--generate"), "needs a model that writes reports")
 
 
 def images_folder(folder, studies_folder, *rows):

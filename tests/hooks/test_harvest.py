@@ -175,3 +175,12 @@ def test_reader_opens_by_path(activations):
     folder = ActivationFolder(str(activations.folder))
     assert "tokens" in repr(folder) and folder.width("llm.1.resid_post") == 32
     assert np.array_equal(folder.column("position"), activations.column("position"))
+
+
+def test_the_package_gives_the_function_though_a_module_has_its_name():
+    import hooks
+
+    assert hooks.harvest is harvest
+    from hooks import harvest as again
+
+    assert again is harvest and hooks.HarvestConfig is HarvestConfig

@@ -14,7 +14,7 @@ def inputs(processor):
 
 def test_every_name_resolves_in_execution_order(model):
     names = site_names(model)
-    assert len(names) == 2 * 3 + 1 + 3 * 3
+    assert len(names) == 2 * 5 + 1 + 3 * 5
     sites = [resolve_site(model, name) for name in names]
     assert sorted(sites, key=lambda site: site.order) == sites
 
@@ -102,6 +102,32 @@ def test_a_rewrite_at_every_site_reaches_the_logits(model, inputs):
         with rewrite(resolve_site(model, name), lambda value: value + 3 * value.std()):
             assert not torch.allclose(model(**inputs).logits, plain), name
         assert torch.equal(model(**inputs).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", ["llm", "vision"])
+def test_the_stream_before_between_and_after(model, inputs, tower):
+    places = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    names = [f"{tower}.0.resid_post", *(f"{tower}.1.{place}" for place in places)]
+    with capture(resolve_sites(model, names)) as run:
+        got = run(model, **inputs)
+    before, pre, attn, mid, mlp, post = (got[name] for name in names)
+    assert torch.equal(before, pre)
+    torch.testing.assert_close(pre + attn, mid)
+    torch.testing.assert_close(mid + mlp, post)
+
+
+@torch.no_grad()
+def test_a_rewrite_between_attention_and_mlp_is_one_of_what_attention_adds(model, inputs):
+    push = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    with rewrite(resolve_site(model, "llm.1.resid_mid"), lambda value: value + push):
+        between = model(**inputs).logits
+    with rewrite(resolve_site(model, "llm.1.attn_out"), lambda value: value + push):
+        added = model(**inputs).logits
+    torch.testing.assert_close(between, added)
+    site = resolve_site(model, "llm.1.resid_mid")
+    with rewrite(site, lambda value: value):
+        assert torch.equal(model(**inputs).logits, model(**inputs).logits)
 
 
 def test_tuple_outputs_are_unwrapped():
