@@ -232,7 +232,9 @@ def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) 
             "config_sha256": fingerprint(model.config.to_dict()),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "studies_sha256": fingerprint([study.model_dump(mode="json") for study in studies]),
+        "studies_sha256": fingerprint(
+            [study.model_dump(mode="json", exclude_defaults=True) for study in studies]
+        ),
     }
 
 

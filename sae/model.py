@@ -111,19 +111,6 @@ class SAEConfig:
         return cls(**{**values, "group_sizes": tuple(values["group_sizes"])})
 
 
-def kth_largest(values: Tensor, count: int, guess: float = 0.0) -> Tensor:
-    """The ``count``-th largest of non-negative ``values``, as a scalar; 0 if fewer are positive.
-
-    Exact for any ``guess`` ≥ 0. A guess just below the answer makes it fast: only the values above
-    it are ordered, and if they are too few, all positive ones are.
-    """
-    for floor in (guess, 0.0):
-        candidates = values[values > floor]
-        if candidates.numel() >= count:
-            return candidates.kthvalue(candidates.numel() - count + 1).values
-    return values.new_zeros(())
-
-
 class MatryoshkaSAE(nn.Module):
     """A dictionary with nested prefixes; see the module docstring for the mathematics.
 
@@ -162,18 +149,6 @@ class MatryoshkaSAE(nn.Module):
     def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
         """Rectified encoder output before any selection."""
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
-
-    def batch_topk(self, pre: Float[Tensor, "batch F"], k: int | None = None) -> Tensor:
-        """Keep the ``batch · k`` largest entries of ``pre`` over the whole batch.
-
-        Entries equal to the smallest one kept all stay; zeros never count as active.
-        """
-        count = len(pre) * (self.config.k if k is None else k)
-        if count == 0:
-            raise ConfigError("this dictionary does not say its k; give one to batch_topk")
-        guess = float(self.threshold.min()) * 0.7
-        least = kth_largest(pre.detach(), count, guess)
-        return pre * ((pre >= least) & (pre > 0))
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
         """Latents at inference: pre-activations strictly above the threshold, or the k largest."""
@@ -214,13 +189,6 @@ class MatryoshkaSAE(nn.Module):
     def normalize_decoder(self) -> None:
         """Scale every decoder row to unit length."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
-
-    @torch.no_grad()
-    def project_decoder_gradient(self) -> None:
-        """Remove from each decoder row's gradient its part along the (unit) row."""
-        grad = self.W_dec.grad
-        if grad is not None:
-            grad.sub_((grad * self.W_dec).sum(dim=1, keepdim=True) * self.W_dec)
 
     @torch.no_grad()
     def folded(self, scale: float) -> MatryoshkaSAE:

@@ -131,23 +131,6 @@ def step_seconds(
     )
 
 
-def dense_seconds(machine: Machine, d_model: int, latents: int, batch: int) -> Step:
-    """A dense step by automatic differentiation: six products, and the optimizer's streams.
-
-    Element-wise passes over B × F (ReLU, selection, their gradients) are counted as ten streams,
-    five of them on the way back.
-    """
-    product = 2 * batch * latents * d_model / machine.gemm
-    pass_over_latents = batch * latents * 4 / machine.stream
-    return Step(
-        encoder=product + pass_over_latents,
-        selection=4 * pass_over_latents,
-        decode=product,
-        gradients=4 * product + 5 * pass_over_latents,
-        optimizer=(7 * 2 + 10) * latents * d_model * 4 / machine.stream,
-    )
-
-
 def _best(run: Callable[[], object], repeats: int = 7) -> float:
     run()
     seconds = []

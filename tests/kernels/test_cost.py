@@ -23,11 +23,6 @@ def test_a_step_on_a_machine_of_round_rates():
     assert screened.encoder == pytest.approx(2e-3 / 8 + 4e-5 + 1.5 * 5e-6)
 
 
-def test_a_dense_step_is_six_products_and_streams():
-    step = cost.dense_seconds(UNIT, 10, 1000, 100)
-    assert step.total == pytest.approx(6 * 2e-3 + 10 * 4e-4 + 24 * 4e-5)
-
-
 def test_measured_rates_are_positive():
     machine = cost.measure(16, 64, 32, 4)
     assert all(rate > 0 for rate in vars(machine).values())
