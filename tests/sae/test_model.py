@@ -134,8 +134,6 @@ def test_config_checks():
         SAEConfig(6, 20, 3, activation="top_k")
     with pytest.raises(ConfigError, match="k is 0; it must lie in 1"):
         SAEConfig(6, 20, 0, activation="topk")
-    with pytest.raises(ConfigError, match="does not say its k"):
-        MatryoshkaSAE(SAEConfig(6, 20, 0)).batch_topk(torch.ones(2, 20))
     with pytest.raises(ConfigError, match="sum to 19; they must"):
         SAEConfig(6, 20, 3, (9, 10))
     with pytest.raises(ConfigError, match="k is 21"):
