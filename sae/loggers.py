@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,10 @@ class Logger(Protocol):
 
     def write(self, name: str, line: Mapping[str, Any]) -> None:
         """Log a line of the dictionary ``name`` (empty if there is only one)."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is left."""
         ...
 
 
@@ -52,7 +57,9 @@ class TensorBoard:
     def write(self, name: str, line: Mapping[str, Any]) -> None:
         for key, value in scalars(name, line).items():
             self._writer.add_scalar(key, value, line["step"])
-        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class WandB:
@@ -69,18 +76,27 @@ class WandB:
     def write(self, name: str, line: Mapping[str, Any]) -> None:
         self._run.log(scalars(name, line), step=line["step"])
 
+    def close(self) -> None:
+        self._run.finish()
+
 
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
-def open_loggers(names: Sequence[str], out: Path) -> list[Logger]:
+@contextmanager
+def open_loggers(names: Sequence[str], out: Path) -> Iterator[list[Logger]]:
     """Loggers by name; an unknown name, or a package that is missing, is a ConfigError."""
     for name in names:
         if name not in LOGGERS:
             raise ConfigError(
                 f"unknown logger {name!r}{nearest(name, LOGGERS)}; choose from {list(LOGGERS)}"
             )
-    return [LOGGERS[name](out) for name in names]
+    loggers: list[Logger] = [LOGGERS[name](out) for name in names]
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            logger.close()
 
 
 def _needed(module: str, extra: str) -> Any:

@@ -124,9 +124,12 @@ def _train(
     sites = list(dict.fromkeys(config.site for config in configs.values()))
     sample = list(rows.heldout(sites, max(c.measure_rows for c in configs.values())))
     batches = rows.batches(sites, shared.batch, shared.seed, position)
-    loggers = open_loggers(log_to if leader else (), out)
     began = time.perf_counter()
-    with _stop_requested() as stop, TrainingDisplay(start, shared.steps, leader) as display:
+    with (
+        _stop_requested() as stop,
+        open_loggers(log_to if leader else (), out) as loggers,
+        TrainingDisplay(start, shared.steps, leader) as display,
+    ):
         for step in range(start, shared.steps):
             batch = next(batches)
             for name, trainer in trainers.items():

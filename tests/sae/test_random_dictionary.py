@@ -23,3 +23,10 @@ def test_random_directions_with_the_same_l0():
     again = random_dictionary(sae, x, seed=5)
     assert torch.equal(again.W_enc, random.W_enc)
     assert torch.equal(again.b_enc, random.b_enc)
+
+
+def test_directions_are_not_those_a_dictionary_of_the_seed_starts_from():
+    sae = MatryoshkaSAE(SAEConfig(16, 64, 4), seed=3).eval()
+    random = random_dictionary(sae, torch.randn(500, 16), seed=3)
+    between = (random.W_dec * sae.W_dec).sum(dim=1).abs().mean()
+    assert float(between.detach()) < 0.4

@@ -288,3 +288,9 @@ def test_loggers_get_every_scalar(activations, tmp_path):
 def test_an_unknown_logger(activations, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown logger 'tensorbord' .did you mean"):
         train(activations, TrainConfig(**{**BASE, "steps": 1}), tmp_path, log_to=("tensorbord",))
+
+
+def test_wandb_stays_on_this_machine(activations, tmp_path):
+    pytest.importorskip("wandb")
+    train(activations, TrainConfig(**{**BASE, "steps": 3}), tmp_path, log_to=("wandb",))
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
