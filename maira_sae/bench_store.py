@@ -110,15 +110,26 @@ def sequential(folder: ActivationFolder, site: str) -> int:
     return folder.n_tokens * row
 
 
-def shuffled(rows: FolderRows, site: str, batch: int) -> int:
-    """Take training batches for two epochs."""
-    row = rows.width(site) * rows.folder.dtype(site).itemsize
-    batches = rows.batches([site], batch, 0, {})
-    count = max(1, 2 * rows.n_training // batch)
-    for _ in range(count):
-        next(batches)
-    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return count * batch * row
+class Shuffled:
+    """Training batches in their steady state: one stream goes on from turn to turn.
+
+    A turn begins with a buffer in memory that was read before it, and ends having read one that
+    the next turn takes.
+    """
+
+    def __init__(self, folder: ActivationFolder, site: str, config: StoreBench) -> None:
+        self.rows = FolderRows(folder, heldout=0, buffer_rows=config.buffer_rows)
+        self._row = folder.width(site) * folder.dtype(site).itemsize
+        self._batch = config.batch
+        self._batches = self.rows.batches([site], config.batch, 0, {})
+        self.turn()  # touches both buffers
+
+    def turn(self) -> int:
+        """Take the batches of two epochs."""
+        count = max(1, 2 * self.rows.n_training // self._batch)
+        for _ in range(count):
+            next(self._batches)
+        return count * self._batch * self._row
 
 
 def run(
@@ -126,11 +137,11 @@ def run(
 ) -> dict[str, Any]:
     """Figures of one folder; ratios are medians over rounds of turns."""
     site = folder.sites[0]
-    rows = FolderRows(folder, heldout=0, buffer_rows=config.buffer_rows)
+    batches = Shuffled(folder, site, config)
     ways: dict[str, Callable[[], int]] = {
         "plain": lambda: plain(folder),
         "sequential": lambda: sequential(folder, site),
-        "shuffled": lambda: shuffled(rows, site, config.batch),
+        "shuffled": batches.turn,
     }
     settings = {
         "rows": folder.n_tokens,
@@ -177,7 +188,7 @@ def run(
             "sae_lens_rows_per_s": round(median(theirs[state])) if theirs[state] else None,
             "sae_lens_ratio": round(ours / median(theirs[state]), 2) if theirs[state] else None,
         }
-    mixed = mixing(rows, config.batch)
+    mixed = mixing(batches.rows, config.batch)
     headline = result.get("cold", result["warm"])
     keys = ("sequential_ratio", "shuffled_ratio", "sae_lens_ratio")
     return {

@@ -22,6 +22,8 @@ from hooks.store import ActivationFolder, Moments
 
 CHUNK_ROWS = 4096
 """Contiguous rows that are read together."""
+BLOCK_VALUES = 1 << 17
+"""Values that are widened together."""
 BUFFER_ROWS = 1 << 18
 """Rows that are shuffled together."""
 
@@ -228,8 +230,13 @@ def gather_floats(rows: Float[Tensor, "n d"], index: np.ndarray) -> Float[Tensor
     shared they wait for each other for longer than the copies take.
     """
     if rows.dtype == torch.bfloat16:  # the upper half of a float32
-        wide = rows.view(torch.int16).numpy().view(np.uint16).take(index, axis=0).astype(np.uint32)
-        wide <<= 16
+        halves = rows.view(torch.int16).numpy().view(np.uint16)
+        wide = np.empty((len(index), rows.shape[1]), dtype=np.uint32)
+        step = max(1, BLOCK_VALUES // rows.shape[1])
+        for first in range(0, len(index), step):  # a block stays in the cache between its passes
+            block = wide[first : first + step]
+            np.copyto(block, halves.take(index[first : first + step], axis=0))
+            np.left_shift(block, np.uint32(16), out=block)
         return torch.from_numpy(wide.view(np.float32))
     return torch.from_numpy(rows.numpy().take(index, axis=0).astype(np.float32, copy=False))
 

@@ -180,6 +180,50 @@ def test_same_command_again_resumes(pipeline, checkpoint, studies_folder):
     assert tree(acts) == before
 
 
+def test_harvest_estimates_samples_and_shares(checkpoint, studies_folder, tmp_path, monkeypatch):
+    from hooks import estimate
+
+    args = ("harvest", "--model", checkpoint, "--studies", studies_folder, "--json")
+    vision = ("--site", "projector", "--policy", "patches", "--patches", "norm:4")
+    with monkeypatch.context() as patch:
+        disk = shutil.disk_usage(tmp_path)._replace(free=10)
+        patch.setattr(estimate.shutil, "disk_usage", lambda _: disk)
+        full = run(*args, *vision, "--out", tmp_path / "one")
+        refused(full, "its disk has 10 bytes free", "--force")
+        assert "to do: 24 studies" in full.stdout
+        forced = last_json(run(*args, *vision, "--out", tmp_path / "one", "--force"))
+    assert forced["n_tokens"] == forced["estimate"]["tokens"] == 24 * 4
+    assert (forced["n_studies"], forced["n_skipped"], forced["sealed"]) == (24, 0, True)
+
+    cut = (*args, *vision, "--studies-per-part", 5)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, sealed in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert last_json(run(*cut, "--out", tmp_path / "two"))["sealed"] is sealed
+    monkeypatch.delenv("WORLD_SIZE")
+    assert last_json(run(*cut, "--out", tmp_path / "alone"))["sealed"]
+    names = {p.name: b for p, b in tree(tmp_path / "two").items()}
+    assert names == {p.name: b for p, b in tree(tmp_path / "alone").items()}
+    refused(run(*args, *vision[:-1], "norms:4", "--out", tmp_path / "x"), "did you mean 'norm'")
+
+
+def test_bench_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_PYTHON", str(tmp_path / "none"))
+    result = last_json(run("bench", "store", "--quick", "--json"))
+    assert result["sequential_ratio"] > 0 and result["shuffled_ratio"] > 0
+    assert result["sae_lens_ratio"] is None and "make peers" in result["sae_lens_reason"]
+    assert 0.5 < result["batch_entropy"] <= 1 and result["coverage"] > 0.9
+
+
+def test_bench_harvest(checkpoint, studies_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_PYTHON", str(tmp_path / "none"))
+    where = ("--model", checkpoint, "--studies", studies_folder, "--rounds", 1, "--json")
+    result = last_json(run("bench", "harvest", *where))
+    assert result["bare_tokens_per_s"] > 0 and result["harvest_tokens_per_s"] > 0
+    assert result["sae_lens_tokens_per_s"] is None and "make peers" in result["sae_lens_reason"]
+    assert (result["model"], result["site"]) == (str(checkpoint), "llm.1.resid_post")
+
+
 def test_bad_studies(checkpoint, studies_folder, tmp_path):
     args = ("harvest", "--model", checkpoint, "--site", SITE, "--out", tmp_path / "out")
     refused(run(*args, "--studies", tmp_path), "has no studies.jsonl", "write one JSON object")
