@@ -21,8 +21,8 @@ from hooks.processor import Maira2Processor
 from hooks.studies import read_folder
 checkpoint, studies, out, pause = sys.argv[1:]
 write = store.ActivationWriter.write
-def slow(self, index, rows, sites):
-    write(self, index, rows, sites)
+def slow(self, *rest):
+    write(self, *rest)
     time.sleep(float(pause))
 store.ActivationWriter.write = slow
 harvest(load_model(checkpoint), Maira2Processor.from_pretrained(checkpoint),
