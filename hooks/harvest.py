@@ -143,7 +143,10 @@ class Harvest:
         todo = self.missing(mine=True)
         self._writer.sweep(todo)
         with BackgroundWriter() as writing:
-            ready = _ahead(todo, self._maker.read)
+            # On a CPU there is nothing to overlap with: a thread that reads only takes the
+            # interpreter, and a core, from the model's own threads.
+            ahead = self._maker.runner.model.device.type != "cpu"
+            ready = _ahead(todo, self._maker.read) if ahead else _each(todo, self._maker.read)
             for part, read in track(ready, "harvest", total=len(todo)):
                 for one in read.skipped:
                     log.warning("study %r is skipped: %s", one.study_id, one.reason)
@@ -174,6 +177,12 @@ def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
             coming += [pool.submit(read, after) for after in items[number + 1 : number + 2]]
             yield item, found
             del found
+
+
+def _each(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """As :func:`_ahead`, without a thread."""
+    for item in items:
+        yield item, read(item)
 
 
 def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) -> dict[str, Any]:
