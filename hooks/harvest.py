@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from hooks.estimate import Estimate, estimate
 from hooks.files import ConfigError, StudyError, fingerprint, is_sealed
 from hooks.harvest_config import HarvestConfig
@@ -170,7 +172,10 @@ class Harvest:
         todo = self.missing(mine=True)
         self._writer.sweep(todo)
         with BackgroundWriter() as writing:
-            ready = _ahead(todo, self._maker.read)
+            # On a CPU there is nothing to overlap with: a thread that reads only takes the
+            # interpreter, and a core, from the model's own threads.
+            ahead = self._maker.device.type != "cpu"
+            ready = _ahead(todo, self._maker.read) if ahead else _each(todo, self._maker.read)
             for part, read in track(ready, "harvest", total=len(todo)):
                 for one in read.skipped:
                     log.warning("study %r is skipped: %s", one.study_id, one.reason)
@@ -201,6 +206,11 @@ class Maker(Protocol):
     widths: dict[str, int]
     """By site."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
+
     def read(self, part: int) -> Any:
         """What :meth:`rows` needs; its ``skipped`` are the studies that could not be read."""
         ...
@@ -219,6 +229,12 @@ def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
             coming += [pool.submit(read, after) for after in items[number + 1 : number + 2]]
             yield item, found
             del found
+
+
+def _each(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """As :func:`_ahead`, without a thread."""
+    for item in items:
+        yield item, read(item)
 
 
 def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) -> dict[str, Any]:

@@ -214,6 +214,7 @@ class _Tower:
         self.names = [site.name for site in self.sites]
         self.widths = {site.name: site_width(model, site) for site in self.sites}
         self.n_studies, self.size = n, config.studies_per_part
+        self.device: torch.device = model.device
 
 
 class _FilmMaker(_Tower):

@@ -8,6 +8,7 @@ its last character belongs to.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -107,7 +108,7 @@ def assign_roles(
     n = len(ids)
     role = np.full(n, Role.BOILERPLATE, dtype=np.int8)
     view, row, column, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(4))
-    starts = np.array([span.start for span in spans])
+    starts = [span.start for span in spans]
     side = round(patches_per_image**0.5)
     patch = 0
     sentence_starts = _sentence_starts(text, spans)
@@ -115,7 +116,7 @@ def assign_roles(
         if start == end == 0:
             continue
         last = max(end - 1, start)
-        index = int(np.searchsorted(starts, last, side="right")) - 1
+        index = bisect_right(starts, last) - 1
         if index < 0 or last >= spans[index].end:
             continue
         span = spans[index]
@@ -125,13 +126,13 @@ def assign_roles(
             row[i], column[i] = divmod(patch % patches_per_image, side)
             patch += 1
         elif span.role is Role.REPORT:
-            sentence[i] = int(np.searchsorted(sentence_starts, last, side="right")) - 1
+            sentence[i] = bisect_right(sentence_starts, last) - 1
             if TOKEN_PATTERN.fullmatch(text[start:end].strip()):
                 role[i] = Role.GROUNDING
     return Tokens(np.asarray(ids, dtype=np.int64), role, view, row, column, sentence)
 
 
-def _sentence_starts(text: str, spans: Sequence[Span]) -> np.ndarray:
+def _sentence_starts(text: str, spans: Sequence[Span]) -> list[int]:
     """Character positions at which the report's sentences start, ascending."""
     starts = []
     for span in spans:
@@ -139,4 +140,4 @@ def _sentence_starts(text: str, spans: Sequence[Span]) -> np.ndarray:
             report = text[span.start : span.end]
             starts += [span.start]
             starts += [span.start + m.end() for m in re.finditer(r"[.!?](?:\s+|(?=<))", report)]
-    return np.array(starts or [0])
+    return starts or [0]

@@ -97,6 +97,11 @@ class RowMaker:
         if processor.hub_processor is not None:
             encode_study(processor, studies[0])  # compares the two prompts
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.runner.model.device
+
     def read(self, part: int) -> Read:
         """Studies of a part, in memory."""
         first = part * self._size
