@@ -98,7 +98,7 @@ def random_direction(sae: MatryoshkaSAE, edit: Edit | Push, seed: int = 0) -> Pu
     if isinstance(edit, Push):
         length = abs(edit.strength * edit.reference)
     else:
-        length = abs(edit.target) * float(sae.W_dec[edit.latent].norm())
+        length = abs(edit.target) * float(sae.W_dec[edit.latent].detach().norm())
     if length == 0:
         raise ConfigError(
             f"'{edit}' adds no fixed length, so none can be matched; compare with matched_latent, "

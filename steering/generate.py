@@ -172,7 +172,8 @@ def _over_tokens(
         return plan.apply(value, None if at is True else at)
 
     stack.callback(tower.register_forward_pre_hook(see_call, with_kwargs=True).remove)
-    stack.callback(model.register_forward_pre_hook(see_ids, with_kwargs=True).remove)
+    if mask.reads_ids or any(row.tokens is not None for row in mask.rows):
+        stack.callback(model.register_forward_pre_hook(see_ids, with_kwargs=True).remove)
     if mask.reads_ids:
         # The cache hides earlier tokens, and beams change places: only generate knows them all.
         prepare = model.prepare_inputs_for_generation

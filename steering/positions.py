@@ -74,7 +74,7 @@ class Positions:
             raise ConfigError(f"sentences {self.sentences} are counted from 0; give none below it")
 
     @classmethod
-    def of(cls, where: Where | Positions) -> Positions:
+    def of(cls, where: str | Positions) -> Positions:
         """Positions themselves, or what ``all``, ``prompt`` and ``generated`` stand for."""
         if isinstance(where, Positions):
             return where
