@@ -214,3 +214,19 @@ def harvest(
     typer.echo(table(result))
     if as_json:
         typer.echo(json.dumps(result))
+
+
+@app.command(epilog="Example: `maira-sae bench steer --json`")
+def steer(
+    batch: Annotated[int, typer.Option(help="Reports written together.")] = 1,
+    new_tokens: Annotated[int, typer.Option(help="Length of every report.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 15,
+    threads: Annotated[int, typer.Option(help="Threads.")] = 1,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What editing one and twenty latents costs while the phantom's mini model writes reports."""
+    from maira_sae.bench_steer import SteerBench, run, table
+
+    config = SteerBench(batch, new_tokens, rounds, threads=threads)
+    _print(run(config.quick() if quick else config), table, as_json)

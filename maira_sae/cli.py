@@ -467,8 +467,13 @@ def steer(
     studies: StudiesFolder,
     study: Annotated[str, typer.Option(help="Study id.")],
     latent: Annotated[int, typer.Option(help="Latent number.")],
-    strength: Annotated[float, typer.Option(help="In units of the latent's 99th percentile.")],
-    mode: Annotated[str, typer.Option(help="add or clamp.")] = "add",
+    strength: Annotated[
+        float | None,
+        typer.Option(help="In units of the latent's 99th percentile; of scale, the factor."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="add, scale, clamp, minimum (clamp from below) or ablate.")
+    ] = "add",
     where: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
     opening: Annotated[str, typer.Option(help="First words of the report.")] = "",
     max_new_tokens: int = 300,
@@ -499,7 +504,10 @@ def steer(
         opening=opening,
         max_new_tokens=max_new_tokens,
     )
-    result = {**texts._asdict(), "latent": latent, "strength": strength, "reference": reference}
+    result = {
+        **texts._asdict(),
+        **{"latent": latent, "mode": mode, "strength": strength, "reference": reference},
+    }
     _finish(result, as_json, f"before: {texts.before}\nafter:  {texts.after}")
 
 

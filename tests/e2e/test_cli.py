@@ -165,6 +165,13 @@ def test_steer(pipeline, checkpoint, studies_folder):
     )
     result = last_json(run(*common, "--study", "s0", "--latent", int(rates.argmax())))
     assert result["reference"] > 0 and result["before"] != ""
+    off = [one for one in common if one not in ("--strength", 3)]
+    off += ["--study", "s0", "--latent", int(rates.argmax()), "--mode"]
+    assert last_json(run(*off, "ablate"))["strength"] is None
+    assert last_json(run(*off, "minimum", "--strength", 2))["mode"] == "minimum"
+    same = last_json(run(*off, "scale", "--strength", 1))
+    assert same["before"] == same["after"]
+    refused(run(*off, "clamp"), "has strength None", "give a number")
     refused(run(*common, "--study", "s99", "--latent", 0), "no study 's99'", "did you mean")
     refused(run(*common, "--study", "s0", "--latent", 9999), "latent 9999 is outside 0–127")
 
@@ -381,3 +388,8 @@ def test_harvest_of_another_layout_says_what_it_skips(checkpoint, studies_folder
     assert result.returncode == 0, result.stderr
     assert "skipped 1 studies, the first b (no image file: " in result.stderr
     assert set(ActivationFolder(tmp_path / "acts").column("study")) == {"a", "c"}
+
+
+def test_bench_steer():
+    result = last_json(run("bench", "steer", "--quick", "--json"))
+    assert {"overhead_one", "overhead_twenty", "tokens_per_s"} <= set(result)
