@@ -86,7 +86,7 @@ def label_latents(
     """Explain each latent, score each label, and write the folder ``out``.
 
     Without an endpoint, labels are word statistics (:mod:`autointerp.statistics`).
-    ``out/ledger.jsonl`` keeps every answer, so a run that stops loses nothing it paid for.
+    ``out/ledger.sqlite`` keeps every answer, so a run that stops loses nothing it paid for.
     Answers may quote reports; treat the ledger as you treat the reports.
     """
     if not config.latents:
@@ -114,7 +114,7 @@ def label_latents(
         seed=config.seed,
     )
     if endpoint:
-        explainer: Explainer = _Llm(Client(endpoint, Ledger(out / "ledger.jsonl")), tokenizer)
+        explainer: Explainer = _Llm(Client(endpoint, Ledger(out / "ledger.sqlite")), tokenizer)
     else:
         explainer = _Words(tokenizer)
     texts = [

@@ -214,3 +214,19 @@ def harvest(
     typer.echo(table(result))
     if as_json:
         typer.echo(json.dumps(result))
+
+
+@app.command(epilog="Example: `maira-sae bench labels --json`")
+def labels(
+    n: Annotated[int, typer.Option("--labels", help="Labels to get.")] = 2000,
+    latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.1,
+    faults: Annotated[float, typer.Option(help="Share of requests that fail.")] = 0.1,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """A labelling job against a scripted server with latency and faults, beside the ideal rate."""
+    from maira_sae.bench_labels import LabelsBench, run, table
+
+    with TemporaryDirectory(dir=Path.cwd()) as temporary:
+        result = run(LabelsBench(n, latency, faults, concurrency), Path(temporary))
+    _print(result, table, as_json)
