@@ -26,7 +26,14 @@ from hooks.files import ConfigError, fingerprint, reject_unknown_keys
 
 FAULTS = ("rate_limit", "server_error", "malformed", "truncated", "drop")
 """What may come instead of an answer; all but a refusal deserve a retry."""
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many", 500: "Error"}
+_REASONS = {
+    200: "OK",
+    307: "Moved",
+    400: "Bad Request",
+    401: "Unauthorized",
+    429: "Too Many",
+    500: "Error",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Script:
     kinds: tuple[str, ...] = FAULTS
     """Faults that occur by chance, equally often."""
     first: tuple[str, ...] = ()
-    """What the first requests meet, in order: faults, ``ok``, ``refusal``, ``unauthorized``."""
+    """What the first requests meet, in order: faults, ``ok``, ``refusal``, ``redirect``,
+    ``unauthorized``."""
     retry_after_ms: int | None = 100
     """What a rate limit says; ``None`` leaves it out."""
     retry_after: str | None = None
@@ -157,6 +165,8 @@ class _Connection(asyncio.Protocol):
             self._send(500, _error("scripted"))
         elif action == "unauthorized":
             self._send(401, _error("wrong key"))
+        elif action == "redirect":
+            self._send(307, _error("moved"), {"Location": f"{server.url}/elsewhere"})
         elif action == "drop":
             self.transport.abort()
         elif action == "malformed":
