@@ -192,7 +192,10 @@ class Job:
         config = self.client.config
         url = urlsplit(config.base_url)
         plain = url.scheme == "http"
-        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Never used over http, and costly to make for each.
+        verify: dict[str, Any] = (
+            {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if plain else {}
+        )
 
         async def log(request: Any) -> None:
             n_bytes = int(request.headers.get("content-length", 0))
@@ -208,8 +211,7 @@ class Job:
                     follow_redirects=False,
                     trust_env=config.remote,
                     event_hooks={"request": [log]},
-                    # Never used over http, and costly to make for each.
-                    **({"verify": unverified} if plain else {}),
+                    **verify,
                 ),
             )
 

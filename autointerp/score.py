@@ -16,7 +16,6 @@ from autointerp.client import Client
 from autointerp.collect import Example, LatentExamples
 from autointerp.prompts import detect_messages
 
-
 MAX_TOKENS = 4
 """Of a yes or no."""
 

@@ -222,11 +222,15 @@ def labels(
     latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.1,
     faults: Annotated[float, typer.Option(help="Share of requests that fail.")] = 0.1,
     concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 64,
+    sdk: Annotated[bool, typer.Option("--sdk", help="Also by the openai SDK alone.")] = False,
     as_json: Json = False,
 ) -> None:
     """A labelling job against a scripted server with latency and faults, beside the ideal rate."""
-    from maira_sae.bench_labels import LabelsBench, run, table
+    from maira_sae.bench_labels import LabelsBench, run, run_sdk, table
 
+    config = LabelsBench(n, latency, faults, concurrency)
     with TemporaryDirectory(dir=Path.cwd()) as temporary:
-        result = run(LabelsBench(n, latency, faults, concurrency), Path(temporary))
+        result = run(config, Path(temporary))
+    if sdk:
+        result["sdk"] = run_sdk(config)
     _print(result, table, as_json)

@@ -90,11 +90,47 @@ def run(config: LabelsBench, folder: Path) -> dict[str, Any]:
     }
 
 
+def run_sdk(config: LabelsBench) -> dict[str, Any]:
+    """The same requests by the SDK alone: one client, its own retries, nothing kept."""
+    import asyncio
+
+    from openai import APIError, AsyncOpenAI
+
+    async def ask_all(url: str) -> int:
+        slots = asyncio.Semaphore(config.concurrency)
+        endpoint = AsyncOpenAI(base_url=url, api_key="none", timeout=10, max_retries=10)
+
+        async def ask(request: Request) -> int:
+            async with slots:
+                try:
+                    await endpoint.chat.completions.create(
+                        model="scripted",
+                        messages=request.messages,  # pyright: ignore
+                        max_tokens=request.max_tokens,
+                    )
+                except (APIError, ValueError):
+                    return 0
+                return 1
+
+        async with endpoint:
+            return sum(await asyncio.gather(*map(ask, questions(config.labels))))
+
+    with server_process(Script(latency=config.latency, faults=config.faults)) as url:
+        start = time.perf_counter()
+        done = asyncio.run(ask_all(url))
+        seconds = time.perf_counter() - start
+        ideal = counts(url)["asked"] * config.latency / config.concurrency
+    return {"done": done, "rate": config.labels / seconds, "rate_ratio": ideal / seconds}
+
+
 def table(result: Mapping[str, Any]) -> str:
     """The figures of :func:`run` as text."""
-    return (
+    lines = (
         f"{result['done']:,} labels from {result['requests']:,} requests, "
         f"{result['repeated']} answered twice\n"
         f"{result['rate']:,.0f} labels/s of {result['ideal_rate']:,.0f} possible: "
         f"{result['rate_ratio']:.3f}; {result['cpu_seconds']:.2f} s of processor time"
     )
+    if sdk := result.get("sdk"):
+        lines += f"\nthe SDK alone: {sdk['done']:,} done, {sdk['rate_ratio']:.3f} of its ideal rate"
+    return lines

@@ -202,8 +202,10 @@ class _Connection(asyncio.Protocol):
         self._write(status, json.dumps(reply).encode(), extra)
 
     def _write(self, status: int, payload: bytes, extra: Mapping[str, str] | None = None) -> None:
-        headers = {"Content-Type": "application/json", "Content-Length": len(payload)}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers | (extra or {})).items())
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
+        lines = "".join(
+            f"{name}: {value}\r\n" for name, value in {**headers, **(extra or {})}.items()
+        )
         head = f"HTTP/1.1 {status} {_REASONS[status]}\r\n{lines}\r\n"
         self.transport.write(head.encode() + payload)
 
@@ -253,8 +255,7 @@ async def _main(script: Script) -> None:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    given: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     reject_unknown_keys(given, Script.__dataclass_fields__, "script")
-    asyncio.run(
-        _main(Script(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}))
-    )
+    lists = {name: tuple(given[name]) for name in ("kinds", "first") if name in given}
+    asyncio.run(_main(Script(**{**given, **lists})))
