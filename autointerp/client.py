@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import json
-import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from hooks.files import EndpointError, fingerprint
+from pydantic import BaseModel
 
-Messages = Sequence[Mapping[str, str]]
+from autointerp.display import JobDisplay
+from autointerp.ledger import Ledger
+from autointerp.limits import Budget, Count, Estimate, Limits, Messages, Pace, count_tokens
+from hooks.files import ConfigError, EndpointError, fingerprint
+
+__all__ = ["Client", "EndpointConfig", "Ledger", "Messages", "Reply", "Request"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,15 @@ class EndpointConfig:
     """Host name of a machine that report text may be sent to; loopback needs no leave."""
     timeout: float = 120.0
     """Seconds a request may take."""
-    max_retries: int = 3
-    """Of connection failures, rate limits and server errors, with growing pauses."""
+    max_retries: int = 5
+    """Of connection failures, rate limits, server errors and replies that are no JSON."""
+    backoff: float = 0.5
+    """Seconds before the first retry where the server names none; doubles, up to 30, each less up
+    to half by chance."""
+    redact: bool = True
+    """Take identifiers out of text for another machine (:mod:`autointerp.redact`)."""
+    limits: Limits = field(default_factory=Limits)
+    """Rates and budget."""
 
     def __post_init__(self) -> None:
         host = urlsplit(self.base_url).hostname
@@ -38,11 +50,21 @@ class EndpointConfig:
             raise EndpointError(
                 f"endpoint {self.base_url!r} is not a URL; write http://HOST:PORT/v1"
             )
-        if not _is_loopback(host) and host != self.allow_remote:
+        if self.remote and host != self.allow_remote:
             raise EndpointError(
                 f"endpoint host {host!r} is not this machine, and report text would be sent to it; "
                 f"if your data agreement allows that, pass --allow-remote {host}"
             )
+        if self.timeout <= 0 or self.max_retries < 0 or self.backoff < 0:
+            raise ConfigError(
+                f"timeout {self.timeout}, max_retries {self.max_retries}, backoff {self.backoff}: "
+                "give a positive timeout, and no negative number"
+            )
+
+    @property
+    def remote(self) -> bool:
+        """Whether text leaves this machine."""
+        return not _is_loopback(urlsplit(self.base_url).hostname or "")
 
 
 def _is_loopback(host: str) -> bool:
@@ -54,99 +76,157 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class Ledger:
-    """Answers by request, in a JSON-lines file that survives a kill at any instant.
+class Request(NamedTuple):
+    """One question."""
 
-    An answer is appended and flushed before it is used. A torn last line is dropped.
-    """
+    messages: Messages
+    max_tokens: int
+    schema: type[BaseModel] | None = None
+    """What the reply must be read as; the endpoint is held to it where it can be."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._answers: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            text = path.read_text()
-            complete = text[: text.rfind("\n") + 1]
-            if complete != text:
-                path.write_text(complete)
-            for line in complete.splitlines():
-                entry = json.loads(line)
-                self._answers[entry["request"]] = entry["answer"]
 
-    def __len__(self) -> int:
-        return len(self._answers)
+class Reply(NamedTuple):
+    """What came back."""
 
-    def get(self, key: str) -> str | None:
-        """The answer to a request, if it was ever given."""
-        return self._answers.get(key)
-
-    def put(self, key: str, answer: str) -> None:
-        """Record an answer."""
-        with self._lock:
-            with self.path.open("a") as handle:
-                handle.write(json.dumps({"request": key, "answer": answer}) + "\n")
-                handle.flush()
-            self._answers[key] = answer
+    text: str
+    refused: bool
+    """Whether the model declined."""
+    value: BaseModel | None
+    """The reply read by the request's schema; ``None`` without one, or if one repair failed."""
 
 
 class Client:
-    """Asks an endpoint, through a ledger; greedy decoding, so that an answer can be reused."""
+    """Asks an endpoint, through a ledger; greedy decoding, so that an answer can be reused.
 
-    def __init__(self, config: EndpointConfig, ledger: Ledger) -> None:
-        from openai import OpenAI
+    The requests run in an event loop of a thread of their own, so the methods work where a loop
+    runs already, as in Jupyter. Every request that leaves is listed in ``requests.jsonl`` beside
+    the ledger. Retries are this library's, not the SDK's: they give their place to other
+    requests while they wait, and each is paced, budgeted and listed.
 
-        self.config, self.ledger = config, ledger
-        self._openai = OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=config.timeout,
-            max_retries=config.max_retries,
-        )
+    Parameters
+    ----------
+    count
+        Tokens of a text, for estimates; without it, a token for four characters.
+    """
 
-    def ask(self, messages: Messages, max_tokens: int) -> str:
-        """The endpoint's reply to ``messages``, or the recorded one.
+    def __init__(self, config: EndpointConfig, ledger: Ledger, count: Count | None = None) -> None:
+        self.config, self.ledger, self.count = config, ledger, count
+        self.budget = Budget(config.limits, ledger.tokens())
+        self.request_pace = Pace(config.limits.requests_per_minute)
+        self.token_pace = Pace(config.limits.tokens_per_minute)
+        self.no_schema = False
+        """Whether the endpoint turned ``response_format`` down; the prompt says it then."""
+        self._one_job = threading.Lock()
+
+    def ask(
+        self, messages: Messages, max_tokens: int, schema: type[BaseModel] | None = None
+    ) -> str:
+        """The endpoint's reply to ``messages``, or the recorded one; empty if it declined.
 
         Raises
         ------
         EndpointError
             If the endpoint cannot be reached or refuses, after retries.
         """
-        request = {
+        return self.ask_all([Request(messages, max_tokens, schema)])[0].text
+
+    def ask_all(self, requests: Sequence[Request], name: str = "ask") -> list[Reply]:
+        """Replies in the order of ``requests``; only what the ledger lacks is sent, each once.
+
+        Raises
+        ------
+        EndpointError
+            If the budget is used up, the endpoint turns this client down, or a request failed
+            after its retries. Every answer until then is kept: run again for the rest.
+        FolderError
+            If another process sends requests for this ledger.
+        """
+        from autointerp.job import Job
+
+        with self._one_job:
+            job = Job(self, requests)
+            if job.unsent:
+                total = len(job.items)
+                with (
+                    self.ledger.claimed(),
+                    JobDisplay(name, total, total - len(job.unsent), total > 1) as display,
+                ):
+                    _in_thread(job.run(display))
+            return job.replies()
+
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
+        """What :meth:`ask_all` would send, by its ledger; repairs and retries come on top."""
+        from autointerp.job import Job
+
+        job = Job(self, requests)
+        tokens_in = sum(item.expected[0] for item in job.unsent)
+        tokens_out = sum(item.expected[1] for item in job.unsent)
+        return Estimate(
+            requests=len(job.unsent),
+            kept=len(job.items) - len(job.unsent),
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            cost=self.config.limits.cost(tokens_in, tokens_out),
+        )
+
+    def body(self, messages: Messages, max_tokens: int, **extra: Any) -> dict[str, Any]:
+        """The body of a request, identifiers taken out where it goes to another machine."""
+        from autointerp.redact import redact
+
+        clean = redact if self.config.remote and self.config.redact else str
+        return {
             "model": self.config.model,
-            "messages": [dict(message) for message in messages],
+            "messages": [{**m, "content": clean(m["content"])} for m in messages],
             "max_tokens": max_tokens,
             "temperature": 0.0,
+            **extra,
         }
-        key = fingerprint(request)
-        answer = self.ledger.get(key)
-        if answer is None:
-            answer = self._send(request)
-            self.ledger.put(key, answer)
-        return answer
 
-    def _send(self, request: Mapping[str, Any]) -> str:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-        try:
-            reply = self._openai.chat.completions.create(**request)
-        except APITimeoutError:
-            raise self._error(
-                f"did not answer within {self.config.timeout:.0f} s; give it more time"
-            ) from None
-        except APIConnectionError as error:
-            raise self._error(f"cannot be reached ({error.__cause__ or error}); start it") from None
-        except APIStatusError as error:
-            detail = " ".join(str(error.message).split())[:200]
-            raise self._error(
-                f"refused with status {error.status_code}: {detail}; check the model name and key"
-            ) from None
-        return reply.choices[0].message.content or ""
-
-    def _error(self, what: str) -> EndpointError:
+    def error(self, what: str, then: str = "then run again") -> EndpointError:
+        """An error that says what is kept."""
+        kept = len(self.ledger)
         error = EndpointError(
-            f"endpoint {self.config.base_url} {what}, then run again: {len(self.ledger)} finished "
-            "requests are kept"
+            f"endpoint {self.config.base_url} {what}, {then}: {kept} finished requests are kept"
         )
-        error.resumable = len(self.ledger) > 0
+        error.resumable = kept > 0
         return error
+
+    def expected(self, body: dict[str, Any]) -> tuple[int, int]:
+        """Tokens in by the estimate, and out at most."""
+        return count_tokens(body["messages"], self.count), body["max_tokens"]
+
+    @staticmethod
+    def key(body: dict[str, Any]) -> str:
+        """Under which an answer to ``body`` is kept."""
+        return fingerprint(body)
+
+
+def _in_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a thread; an interrupt cancels it, and what came is kept."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            outcome.append(loop.run_until_complete(task))
+        except (Exception, asyncio.CancelledError) as error:
+            failure.append(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+    thread = threading.Thread(target=run, name="requests", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from autointerp.client import Client, EndpointConfig, Ledger
+from autointerp.client import Client, EndpointConfig, Ledger, Request
 from autointerp.collect import LatentExamples, collect_examples
-from autointerp.prompts import explain_messages
+from autointerp.prompts import detect_messages, explain_messages
+from autointerp.score import MAX_TOKENS as DETECT_TOKENS
 from autointerp.score import Detection, detect
 from autointerp.statistics import detect_by_words, statistics_label
 from hooks.files import (
@@ -32,6 +33,7 @@ KIND = "labels"
 FORMAT_VERSION = 1
 STATISTICS = "statistics"
 """Stands for the model in the record of labels that needed none."""
+EXPLAIN_TOKENS = 24
 MAX_WORDS = 12
 """A longer reply is cut; a concept is a short phrase."""
 
@@ -82,11 +84,13 @@ def label_latents(
     endpoint: EndpointConfig | None,
     config: LabelConfig,
     out: Path,
+    announce: Callable[[str], None] | None = None,
 ) -> list[Label]:
     """Explain each latent, score each label, and write the folder ``out``.
 
+    What is left to ask, and what it may cost, goes to ``announce`` before the first request.
     Without an endpoint, labels are word statistics (:mod:`autointerp.statistics`).
-    ``out/ledger.jsonl`` keeps every answer, so a run that stops loses nothing it paid for.
+    ``out/ledger.sqlite`` keeps every answer, so a run that stops loses nothing it paid for.
     Answers may quote reports; treat the ledger as you treat the reports.
     """
     if not config.latents:
@@ -114,13 +118,20 @@ def label_latents(
         seed=config.seed,
     )
     if endpoint:
-        explainer: Explainer = _Llm(Client(endpoint, Ledger(out / "ledger.jsonl")), tokenizer)
+        llm = _Llm(Client(endpoint, Ledger(out / "ledger.sqlite")), tokenizer)
+        if announce:
+            announce(llm.estimate(examples))
+        llm.explain_ahead(examples)
+        explainer: Explainer = llm
     else:
         explainer = _Words(tokenizer)
     texts = [
         explainer.explain(one) if one.explain else None
         for one in track(examples, "explain", total=len(examples))
     ]
+    explainer.detect_ahead(
+        [(text, one) for i, one in enumerate(examples) for text in _tested(texts, i) if text]
+    )
     labels = [
         _scored(one, texts, i, explainer)
         for i, one in enumerate(track(examples, "score", total=len(examples)))
@@ -137,6 +148,10 @@ class Explainer(Protocol):
 
     def explain(self, examples: LatentExamples) -> str | None: ...
 
+    def detect_ahead(self, pairs: Sequence[tuple[str, LatentExamples]]) -> None:
+        """Told what :meth:`detect` will be asked, all at once."""
+        ...
+
     def detect(self, label: str, examples: LatentExamples) -> Detection: ...
 
 
@@ -144,9 +159,38 @@ class _Llm:
     def __init__(self, client: Client, tokenizer: Any) -> None:
         self.client, self.tokenizer = client, tokenizer
 
+    def estimate(self, examples: Sequence[LatentExamples]) -> str:
+        """What is left to ask. Labels are not known yet: theirs are taken as long as may be."""
+        first = self.client.estimate(self._explain_requests(examples))
+        named = [one for one in examples if one.explain]
+        longest = [(f"{'label ' * MAX_WORDS}{i}", one) for one in named for i in range(2)]
+        second = self.client.estimate(self._detect_requests(longest))
+        return f"explain: {first}; score, at most: {second}"
+
+    def explain_ahead(self, examples: Sequence[LatentExamples]) -> None:
+        """Ask for all labels at once, so that :meth:`explain` finds them in the ledger."""
+        self.client.ask_all(self._explain_requests(examples), "explain")
+
+    def detect_ahead(self, pairs: Sequence[tuple[str, LatentExamples]]) -> None:
+        self.client.ask_all(self._detect_requests(pairs), "score")
+
+    def _explain_requests(self, examples: Sequence[LatentExamples]) -> list[Request]:
+        return [
+            Request(explain_messages(one.explain, self.tokenizer), EXPLAIN_TOKENS)
+            for one in examples
+            if one.explain
+        ]
+
+    def _detect_requests(self, pairs: Sequence[tuple[str, LatentExamples]]) -> list[Request]:
+        return [
+            Request(detect_messages(label, sentence, self.tokenizer), DETECT_TOKENS)
+            for label, one in pairs
+            for sentence in (*one.positives, *one.negatives)
+        ]
+
     def explain(self, examples: LatentExamples) -> str | None:
         messages = explain_messages(examples.explain, self.tokenizer)
-        return read_label(self.client.ask(messages, max_tokens=24))
+        return read_label(self.client.ask(messages, EXPLAIN_TOKENS))
 
     def detect(self, label: str, examples: LatentExamples) -> Detection:
         return detect(label, examples, self.client, self.tokenizer)
@@ -159,17 +203,26 @@ class _Words:
     def explain(self, examples: LatentExamples) -> str | None:
         return statistics_label(examples, self.tokenizer)
 
+    def detect_ahead(self, pairs: Sequence[tuple[str, LatentExamples]]) -> None:
+        pass
+
     def detect(self, label: str, examples: LatentExamples) -> Detection:
         return detect_by_words(label, examples, self.tokenizer)
+
+
+def _tested(texts: Sequence[str | None], i: int) -> tuple[str | None, str | None]:
+    """A latent's label and the other label it is held against; none where it has no label."""
+    text = texts[i]
+    others = [t for t in (*texts[i + 1 :], *texts[:i]) if t is not None and t != text]
+    return text, others[0] if text and others else None
 
 
 def _scored(
     examples: LatentExamples, texts: Sequence[str | None], i: int, explainer: Explainer
 ) -> Label:
-    text = texts[i]
-    others = [t for t in (*texts[i + 1 :], *texts[:i]) if t is not None and t != text]
+    text, other = _tested(texts, i)
     own = explainer.detect(text, examples) if text else None
-    shuffled = explainer.detect(others[0], examples) if text and others else None
+    shuffled = explainer.detect(other, examples) if other else None
     return Label(
         latent=examples.latent,
         label=text,

@@ -16,6 +16,9 @@ from autointerp.client import Client
 from autointerp.collect import Example, LatentExamples
 from autointerp.prompts import detect_messages
 
+MAX_TOKENS = 4
+"""Of a yes or no."""
+
 
 class Detection(NamedTuple):
     """How a label did; accuracies are ``None`` when a class has no readable answer."""
@@ -42,7 +45,7 @@ def detect(label: str, examples: LatentExamples, client: Client, tokenizer: obje
 
     def answers(sentences: Sequence[Example]) -> list[bool | None]:
         return [
-            read_answer(client.ask(detect_messages(label, sentence, tokenizer), max_tokens=4))
+            read_answer(client.ask(detect_messages(label, sentence, tokenizer), MAX_TOKENS))
             for sentence in sentences
         ]
 

@@ -230,3 +230,23 @@ def steer(
 
     config = SteerBench(batch, new_tokens, rounds, threads=threads)
     _print(run(config.quick() if quick else config), table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench labels --json`")
+def labels(
+    n: Annotated[int, typer.Option("--labels", help="Labels to get.")] = 2000,
+    latency: Annotated[float, typer.Option(help="Seconds before each reply.")] = 0.1,
+    faults: Annotated[float, typer.Option(help="Share of requests that fail.")] = 0.1,
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.")] = 64,
+    sdk: Annotated[bool, typer.Option("--sdk", help="Also by the openai SDK alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A labelling job against a scripted server with latency and faults, beside the ideal rate."""
+    from maira_sae.bench_labels import LabelsBench, run, run_sdk, table
+
+    config = LabelsBench(n, latency, faults, concurrency)
+    with TemporaryDirectory(dir=Path.cwd()) as temporary:
+        result = run(config, Path(temporary))
+    if sdk:
+        result["sdk"] = run_sdk(config)
+    _print(result, table, as_json)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from autointerp.client import Client, EndpointConfig, Ledger
-from hooks.files import EndpointError
+from hooks.files import EndpointError, FolderError
 
 ASK = [{"role": "user", "content": "Is the heart enlarged?"}]
 
@@ -60,7 +60,9 @@ def server():
 
 def client_of(server, folder, **kwargs):
     url = f"http://127.0.0.1:{server[0].server_address[1]}/v1"
-    return Client(EndpointConfig(url, "tiny", timeout=5, **kwargs), Ledger(folder / "ledger.jsonl"))
+    return Client(
+        EndpointConfig(url, "tiny", timeout=5, **kwargs), Ledger(folder / "ledger.sqlite")
+    )
 
 
 def test_an_answer_is_paid_for_once_across_runs(server, tmp_path):
@@ -88,7 +90,7 @@ def test_refusal_is_one_line_and_not_retried(server, tmp_path):
 
 def test_endpoint_that_is_down(tmp_path):
     config = EndpointConfig("http://127.0.0.1:9/v1", "tiny", max_retries=0)
-    client = Client(config, Ledger(tmp_path / "ledger.jsonl"))
+    client = Client(config, Ledger(tmp_path / "ledger.sqlite"))
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1 cannot be reached") as caught:
         client.ask(ASK, 4)
     assert not caught.value.resumable
@@ -98,16 +100,18 @@ def test_endpoint_that_is_down(tmp_path):
     assert caught.value.resumable
 
 
-def test_torn_ledger_line_is_dropped(tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
+def test_a_file_that_is_no_ledger_is_refused(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_text('{"request": "a", "answer": "1"}\n' * 50)
+    with pytest.raises(FolderError, match=r"ledger\.sqlite cannot be used as a ledger"):
+        Ledger(path)
+
+
+def test_an_answer_stays_as_it_was_first_given(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.put("a", "1")
-    ledger.put("b", "2")
-    path.write_text(path.read_text()[:-5])
-    again = Ledger(path)
-    assert len(again) == 1 and again.get("a") == "1" and again.get("b") is None
-    again.put("b", "3")
-    assert Ledger(path).get("b") == "3"
+    ledger.put("a", "2")
+    assert ledger.get("a") == "1" and ledger.get("b") is None and len(ledger) == 1
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1/v1", "http://[::1]:1/v1"])

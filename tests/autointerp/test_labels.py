@@ -5,13 +5,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from autointerp import explain
+from autointerp import EndpointConfig, Limits, explain
 from autointerp.collect import collect_examples, latent_activations
 from autointerp.explain import LabelConfig, label_latents, read_label, read_labels
 from autointerp.prompts import detect_messages, explain_messages, marked, plain
 from autointerp.score import summarize
 from hooks.files import ConfigError, EndpointError, FolderError
 from hooks.harvest import HarvestConfig, harvest
+from maira_sae.scripted_server import Script, serving
 from sae.model import MatryoshkaSAE, SAEConfig
 
 SITE = "llm.1.resid_post"
@@ -119,6 +120,9 @@ class Scripted:
     def __init__(self, config, ledger):
         self.ledger = ledger
 
+    def ask_all(self, requests, name):
+        """A real client would send all at once here, and answer from its ledger below."""
+
     def ask(self, messages, max_tokens):
         Scripted.asked.append(messages)
         if len(Scripted.asked) > Scripted.fail_after:
@@ -184,3 +188,35 @@ def test_endpoint_failure_leaves_an_unfinished_folder(
         read_labels(tmp_path / "labels")
     scripted.fail_after = 10**9
     assert run(many, word_sae, processor, tmp_path / "labels")[0].balanced_accuracy == 1
+
+
+def test_labels_over_http_are_paid_once_and_stop_at_a_budget(many, word_sae, processor, tmp_path):
+    def reply(body):
+        text = body["messages"][-1]["content"]
+        if text.endswith("Concept:"):
+            return "pleural effusion" if "<<effusion" in text else "anything"
+        concept, sentence = text.split("\n")[:2]
+        return "yes" if "effusion" in concept and "effusion" in sentence else "no"
+
+    def label(server, out, **limits):
+        prices = {"price_in": 1.0, "price_out": 1.0}
+        endpoint = EndpointConfig(server.url, "scripted", limits=Limits(**prices, **limits))
+        config = LabelConfig((0, 1, 2), n_explain=4, n_score=8, heldout=0.4)
+        return label_latents(
+            word_sae, many, processor.tokenizer, endpoint, config, out, announced.append
+        )
+
+    announced = []
+    with serving(Script(faults=0.1, retry_after_ms=10), reply) as server:
+        with pytest.raises(EndpointError, match="max_requests") as caught:
+            label(server, tmp_path / "labels", max_requests=5)
+        assert caught.value.resumable and server.asked.total() == 5
+        labels = label(server, tmp_path / "labels")
+        assert labels[0].label == "pleural effusion" and labels[0].balanced_accuracy == 1
+        assert labels[0].baseline == 0.5 and labels[2].label is None
+        assert server.counts["repeated"] == 0
+        assert announced[0].startswith("explain: 2 requests (0 more are kept)")
+        assert "score, at most: " in announced[1] and "(2 more are kept)" in announced[1]
+        before = server.asked.total()
+        assert label(server, tmp_path / "labels") == labels
+        assert server.asked.total() == before

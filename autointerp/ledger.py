@@ -1,0 +1,173 @@
+"""What was asked, answered and sent: a ledger of answers and a log of everything that left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hooks.files import FolderError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    request TEXT PRIMARY KEY,
+    answer TEXT NOT NULL,
+    refused INTEGER NOT NULL,
+    tokens_in INTEGER NOT NULL,
+    tokens_out INTEGER NOT NULL,
+    time REAL NOT NULL
+) WITHOUT ROWID
+"""
+
+
+class Answer(NamedTuple):
+    """A reply that was paid for."""
+
+    text: str
+    refused: bool = False
+    """Whether the model declined; its words, if any, are the text."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class Ledger:
+    """Answers by fingerprint of the request, in an SQLite file that survives a kill at any instant.
+
+    Write-ahead log, and ``synchronous=FULL``: an answer is on the disk when :meth:`put` returns, so
+    that it is committed before it is used. A torn transaction is rolled back by SQLite.
+
+    Raises
+    ------
+    FolderError
+        If ``path`` is not an SQLite file, or another process labels with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._claims, self._claim = 0, -1
+        self._held: sqlite3.Connection | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._connection() as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(_SCHEMA)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The job's connection, or one of this call alone."""
+        with self._lock:
+            db = self._held or sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+            db.isolation_level = None
+            try:
+                db.execute("PRAGMA synchronous=FULL")
+                yield db
+            except sqlite3.DatabaseError as error:
+                raise FolderError(
+                    f"{self.path} cannot be used as a ledger ({error}); move it away, or give "
+                    "another folder"
+                ) from error
+            finally:
+                if db is not self._held:
+                    db.close()
+
+    def __len__(self) -> int:
+        with self._connection() as db:
+            return db.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def get(self, key: str) -> str | None:
+        """The answer to a request, if it was ever given; empty where the model declined."""
+        answer = self.find([key]).get(key)
+        return None if answer is None else "" if answer.refused else answer.text
+
+    def find(self, keys: Sequence[str]) -> dict[str, Answer]:
+        """The answers that are kept among those to ``keys``."""
+        found = {}
+        with self._connection() as db:
+            for start in range(0, len(keys), 500):
+                some = keys[start : start + 500]
+                rows = db.execute(
+                    "SELECT request, answer, refused, tokens_in, tokens_out FROM answers "
+                    f"WHERE request IN ({','.join('?' * len(some))})",
+                    some,
+                )
+                for key, text, refused, tokens_in, tokens_out in rows:
+                    found[key] = Answer(text, bool(refused), tokens_in, tokens_out)
+        return found
+
+    def put(self, key: str, answer: str) -> None:
+        """Record an answer."""
+        self.commit({key: Answer(answer)})
+
+    def commit(self, answers: dict[str, Answer]) -> None:
+        """Record several answers in one transaction; one that is there already stays."""
+        now = time.time()
+        rows = [
+            (key, one.text, int(one.refused), one.tokens_in, one.tokens_out, now)
+            for key, one in answers.items()
+        ]
+        with self._connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
+            db.execute("COMMIT")
+
+    def tokens(self) -> tuple[int, int]:
+        """Tokens in and out of everything that is kept."""
+        with self._connection() as db:
+            sums = "SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM answers"
+            return db.execute(sums).fetchone()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from sending what this one is about to send."""
+        with self._lock:
+            if self._claims == 0:
+                path = self.path.with_name(self.path.name + ".lock")
+                self._claim = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                try:
+                    fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(self._claim)
+                    raise FolderError(
+                        f"another job is sending requests for {self.path}; wait until it ends, or "
+                        "give another folder"
+                    ) from None
+                self._held = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+            self._claims += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims -= 1
+                if self._claims == 0:
+                    if self._held is not None:
+                        self._held.close()
+                    self._held = None
+                    os.close(self._claim)
+
+
+class EgressLog:
+    """One line for each request that leaves, written before it does: time, host, bytes, request.
+
+    Retries and repairs have lines of their own. Bytes are the body's; of the rest, only the URL,
+    the key and the client's version are sent. A line is one ``write`` to a file opened for
+    appending, so it survives a kill of the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def write(self, host: str, n_bytes: int, request: str) -> None:
+        """Record that a request is about to leave."""
+        line = {"time": round(time.time(), 3), "host": host, "bytes": n_bytes, "request": request}
+        os.write(self._descriptor, (json.dumps(line) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
