@@ -308,8 +308,9 @@ def test_text_for_another_machine_loses_its_identifiers(tmp_path):
 
 
 KILLED = """
-    import sys
+    import signal, sys
     from pathlib import Path
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     from autointerp import Client, EndpointConfig, Ledger, Limits
     from maira_sae.bench_labels import questions
 
