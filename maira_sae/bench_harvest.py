@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from hooks.harvest import Harvest, HarvestConfig
 from hooks.processor import Maira2Processor
@@ -132,10 +133,11 @@ def _sae_lens(
     text.save_pretrained(tower)
     processor.tokenizer.save_pretrained(tower)
     words = [prompt.tokens.ids[~prompt.tokens.of_role(Role.IMAGE)] for prompt in prompts]
-    torch.save(torch.cat([torch.from_numpy(ids) for ids in words]), folder / "words.pt")
+    joined = torch.cat([torch.from_numpy(ids) for ids in words])
+    save_file({"words": joined}, folder / "words.safetensors")
     settings = {
         "model": str(tower),
-        "tokens": str(folder / "words.pt"),
+        "tokens": str(folder / "words.safetensors"),
         "layer": int(site.split(".")[1]),
         "d_model": model.config.text_config.hidden_size,
         "batch_tokens": config.batch_tokens,

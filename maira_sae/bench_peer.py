@@ -84,8 +84,9 @@ def harvest(settings):
     """`CacheActivationsRunner` on the text tower and the same words, in one context size."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
+    from safetensors.torch import load_file
 
-    tokens = torch.load(settings["tokens"], weights_only=True)
+    tokens = load_file(settings["tokens"])["words"]
     context = settings["context"]
     batch = max(1, settings["batch_tokens"] // context)
     whole = len(tokens) // (context * batch) * context * batch
