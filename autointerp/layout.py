@@ -143,6 +143,10 @@ class FolderSource:
             **columns,
         )
 
+    def patients(self) -> Sequence[str]:
+        """Of all studies that have come, in order; here, of all."""
+        return self.layout.patients
+
     def pieces(self) -> Iterator[Piece]:
         n, step, layout = self.folder.n_tokens, self.read_rows, self.layout
         with ThreadPoolExecutor(1) as reader:
@@ -162,6 +166,11 @@ class LiveSource:
         self.rows, self.site = rows, site
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._owners: list[tuple[str, str]] = []
+        self._patients: list[str] = []
+
+    def patients(self) -> Sequence[str]:
+        """Of the studies that have come, in order."""
+        return self._patients
 
     def pieces(self) -> Iterator[Piece]:
         for one in self.rows:
@@ -174,6 +183,7 @@ class LiveSource:
                 (sequence, one.positions, t.role, modality, t.ids, t.row, t.column, t.sentence)
             )
             self._owners.append((one.study, one.patient))
+            self._patients.append(one.patient)
             if self.site not in one.activations:
                 raise ConfigError(
                     f"rows of study {one.study} have sites {list(one.activations)}, the dictionary "
