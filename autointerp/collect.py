@@ -79,7 +79,7 @@ class CollectConfig:
         for name in ("n_quantile", "n_contrast"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not (0 < self.score and 0 <= self.steer and self.score + self.steer < 1):
+        if not (self.score > 0 and self.steer >= 0 and self.score + self.steer < 1):
             raise ConfigError(
                 f"score is {self.score} and steer {self.steer}; they are shares of patients whose "
                 "sum is below 1"
@@ -555,7 +555,9 @@ def _example_tables(
     grids = np.array([layout.grid(m) or (0, 0) for m in range(len(MODALITIES))])
     length = np.where(image, grids[examples.modality].prod(axis=1), last + 1 - first)
     ends = np.cumsum(length)
-    bounds = np.searchsorted(ends, np.arange(CHUNK_VALUES, ends[-1] if len(ends) else 0, CHUNK_VALUES))
+    bounds = np.searchsorted(
+        ends, np.arange(CHUNK_VALUES, ends[-1] if len(ends) else 0, CHUNK_VALUES)
+    )
     edges = np.unique(np.concatenate([[0], bounds, [len(length)]]))
     if len(length) == 0:
         edges = np.array([0, 0])
@@ -598,7 +600,9 @@ def _table(
 
     def names(values: Sequence[str], place: np.ndarray) -> Any:
         codes = pa.array(place.astype(np.int32))
-        return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string())).cast(pa.string())
+        return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string())).cast(
+            pa.string()
+        )
 
     sequences = np.array(layout.sequences, dtype=np.int64)
     views = [name if name in IMAGES else None for name in MODALITIES]

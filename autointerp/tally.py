@@ -89,9 +89,7 @@ class Sketch:
         self._base = (exponent + 127) * STEPS
         self.total = np.zeros(n_latents, dtype=np.float64)
         self.max = np.zeros(n_latents, dtype=np.float32)
-        self.histogram: UInt32[np.ndarray, "F bins"] = np.zeros(
-            (n_latents, BINS), dtype=np.uint32
-        )
+        self.histogram: UInt32[np.ndarray, "F bins"] = np.zeros((n_latents, BINS), dtype=np.uint32)
 
     def add(self, latent: Int64[np.ndarray, " n"], value: Float32[np.ndarray, " n"]) -> None:
         np.add.at(self.total, latent, value.astype(np.float64))
