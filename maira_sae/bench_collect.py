@@ -47,16 +47,17 @@ def delphi_cache(sae: MatryoshkaSAE, folder: ActivationFolder, n_examples: int =
         latents.append(latent)
         values.append(z[row, latent])
     row, latent, value = torch.cat(rows), torch.cat(latents), torch.cat(values)
+    order = latent.argsort(stable=True)
+    ends = torch.bincount(latent, minlength=sae.config.n_latents).tolist()
     kept = 0
-    for one in range(sae.config.n_latents):
-        own = latent == one
-        if not own.any():
+    for at, value_of in zip(row[order].split(ends), value[order].split(ends), strict=True):
+        if not len(at):
             continue
-        window, place = torch.unique(row[own] // CONTEXT, return_inverse=True)
+        window, place = torch.unique(at // CONTEXT, return_inverse=True)
         held = torch.zeros(len(window), CONTEXT)
-        held[place, row[own] % CONTEXT] = value[own]
-        order = held.amax(dim=1).argsort(descending=True)[:n_examples]
-        kept += len(held[order])
+        held[place, at % CONTEXT] = value_of
+        best = held.amax(dim=1).argsort(descending=True)[:n_examples]
+        kept += len(held[best])
     return kept
 
 

@@ -102,7 +102,11 @@ def test_strong_tokens_are_marked_together(tokenizer):
 def test_studies_are_ranked_by_their_peak_over_modalities():
     films = Study(id="a", frontal="a.png", report="Effusion.", labels=("Effusion",))
     found = by_study(
-        [example([2.0], study="a"), example([5.0], "frontal", study="a"), example([3.0], study="b")],
+        [
+            example([2.0], study="a"),
+            example([5.0], "frontal", study="a"),
+            example([3.0], study="b"),
+        ],
         {"a": films},
     )
     assert [(one.study, one.peak) for one in found] == [("a", 5.0), ("b", 3.0)]
