@@ -250,3 +250,18 @@ def labels(
     if sdk:
         result["sdk"] = run_sdk(config)
     _print(result, table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench clinic --demo demo-out --json`")
+def clinic(
+    demo: Annotated[Path, typer.Option(help="Finished folder of `maira-sae demo`.")],
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """History highlights, visual search and report review against the phantom's truth."""
+    from maira_sae.bench_clinic import ClinicBench, run, table
+
+    config = ClinicBench()
+    with TemporaryDirectory() as temporary:
+        result = run(demo, config.quick() if quick else config, Path(temporary) / "index")
+    _print(result, table, as_json)
