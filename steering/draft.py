@@ -61,9 +61,7 @@ def draft(
     max_new_tokens: int = 300,
 ) -> Draft:
     """Generate a study's report under ``edits``, beside the plain one, greedily."""
-    texts = compare(
-        model, processor, study, sae, edits, where=where, max_new_tokens=max_new_tokens
-    )
+    texts = compare(model, processor, study, sae, edits, where=where, max_new_tokens=max_new_tokens)
     listed = tuple(
         {**asdict(edit), "name": (names or {}).get(edit.latent), "what": str(edit)}
         for edit in edits

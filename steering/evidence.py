@@ -1,7 +1,7 @@
 """What image latents do to the sentences of a given report, measured by running it again.
 
 The report is teacher-forced. An image latent stands behind a sentence if the sentence becomes less
-likely without it: the drop of the sentence's log-probability when the latent is ablated on all image
+less likely without it: the drop of its log-probability when the latent is ablated on all image
 patches. One backward pass a sentence predicts the drops of all latents at once (gradient times
 activation, the first-order term of the same difference: Syed et al., arXiv 2310.10348), which
 decides the ones that are worth ablating.
@@ -161,7 +161,9 @@ class ReportReader:
             pieces.append((push * values.to(push)).sum(1).cpu().float())
         return torch.cat(pieces, 1) if pieces else torch.zeros(len(g), 0)
 
-    def patch_attribution(self, reading: Reading, sentence: int, latent: int) -> Float[Tensor, " P"]:
+    def patch_attribution(
+        self, reading: Reading, sentence: int, latent: int
+    ) -> Float[Tensor, " P"]:
         """Predicted drop without the latent on each patch alone."""
         direction = self.sae.W_dec[latent].detach().cpu().float()
         return reading.films.of(latent) * (reading.gradients[sentence].float() @ direction)

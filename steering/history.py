@@ -40,7 +40,7 @@ class Pairs(NamedTuple):
         return (self.now - self.before) / self.scale.clamp_min(1e-12)
 
     def highlights(self, study: str, k: int = 10) -> list[Highlight]:
-        """The ``k`` latents that change most in one study; those that do not change are left out."""
+        """The ``k`` latents that change most in one study, of those that do."""
         if study not in self.studies:
             raise ConfigError(f"study {study!r} has no pair of films here; choose one with a prior")
         i = self.studies.index(study)

@@ -179,5 +179,7 @@ def _top(
     if k < 1:
         raise ConfigError(f"{k} studies were asked for; ask for at least 1")
     order = scores.argsort(descending=True, stable=True).tolist()
-    hits = (Hit(*names[i], float(scores[i])) for i in order if names[i][1] not in without)
+    hits = (
+        Hit(names[i][0], names[i][1], float(scores[i])) for i in order if names[i][1] not in without
+    )
     return [hit for hit in hits if hit.score > 0][:k]

@@ -1,4 +1,4 @@
-"""Questions of clinicians: index, search, history, review, draft. For research, not for diagnosis."""
+"""index, search, history, review, draft. For research, not for diagnosis."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def draft(
     model: ModelFolder,
     studies: StudiesFolder,
     study: StudyId,
-    clamp: Annotated[list[str] | None, typer.Option(help="latent=strength, in p99; repeat.")] = None,
+    clamp: Annotated[
+        list[str] | None, typer.Option(help="latent=strength, in p99; repeat.")
+    ] = None,
     ablate: Annotated[list[int] | None, typer.Option(help="Latent; repeat.")] = None,
     max_new_tokens: int = 300,
     dtype: Dtype = "auto",

@@ -85,8 +85,8 @@ def test_a_film_that_is_its_own_prior_has_no_highlights(index, studies):
 
 def test_attribution_is_the_derivative_of_the_drop(model, processor, sae, studies):
     """Against a finite difference: scaling a latent by 1 - e costs e times its attribution."""
-    from steering.generate import steered
     from steering.evidence import IMAGE
+    from steering.generate import steered
 
     reader = ReportReader(model, processor, sae, studies[4])
     reading = reader.read()
@@ -108,7 +108,7 @@ def test_review_measures_what_ablation_does(model, processor, sae, studies):
     study = studies[4]
     found = review(model, processor, study, sae, config=ReviewConfig(candidates=40, shown=40))
     reader = ReportReader(model, processor, sae, study)
-    assert [one.text for one in found][0] == "The heart is enlarged."
+    assert found[0].text == "The heart is enlarged."
     top = found[0].image[0]
     base, without = reader.read().log_probs, reader.without([[top.latent]])[0]
     assert top.drop == pytest.approx(float(base[0] - without[0]), abs=1e-4)
