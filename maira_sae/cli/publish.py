@@ -47,7 +47,7 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Publish an SAE with its records and a model card, private unless --public.
+    """Publish an SAE with records and a model card, private unless --public.
 
     Run again to resume. Files with report text, study names or films are refused unless each is named.
     """

@@ -175,7 +175,8 @@ def _from_hub(repo: str, revision: str | None, subfolder: str | None) -> tuple[P
         choice = _only(candidates(inside), inside, f"{repo}{'/' * bool(below)}{below}")
         wanted = [choice.weights, choice.config]
         if choice.format == "maira_sae":
-            wanted += [choice.weights.with_name(n) for n in ("manifest.json", "metrics.json")]
+            own = ("config.json", "manifest.json", "metrics.json")
+            wanted = [choice.weights, *(choice.weights.with_name(name) for name in own)]
         files = [f"{below}{name}" for name in wanted if name is not None]
         folder = snapshot_download(repo, revision=revision, allow_patterns=files)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
