@@ -114,7 +114,8 @@ other, _ = load_dictionary(f"{folder}/dictionary_learning", "cpu")
 found = {}
 for name, one in {"lens": lens, "other": other}.items():
     z = one.encode(x)
-    found |= {f"{name}.z": z.detach().contiguous(), f"{name}.y": one.decode(z).detach().contiguous()}
+    values = {f"{name}.z": z, f"{name}.y": one.decode(z)}
+    found |= {key: value.detach().contiguous().clone() for key, value in values.items()}
 save_file(found, sys.argv[2])
 """
 
@@ -150,8 +151,8 @@ def test_published_read_online_and_offline_and_by_other_libraries(sae_folder, tm
             assert torch.equal(found["z"], want["z"]) and torch.equal(found["y"], want["y"])
 
         pulled = tmp_path / "pulled"
-        code = f"from pathlib import Path; from sae.hub import pull; pull('me/dictionary', Path({str(pulled)!r}))"
-        run([sys.executable, "-c", code], environment)
+        code = "import sys, pathlib, sae.hub; sae.hub.pull(sys.argv[1], pathlib.Path(sys.argv[2]))"
+        run([sys.executable, "-c", code, "me/dictionary", str(pulled)], environment)
         assert verify_published(pulled) == len(last["files"]) - 1
 
         # The same again: nothing is committed.
@@ -212,8 +213,13 @@ def test_a_public_repository_is_not_written_as_private(sae_folder, tmp_path):
         run(command(sae_folder, "--public"), environment)
         done = run(command(sae_folder), environment, status=2)
         assert "is public" in done.stderr
+
+
+def test_a_new_repository_needs_a_login(sae_folder, tmp_path):
+    with hub(tmp_path) as environment:
         refused = run(command(sae_folder), environment | {"HF_TOKEN": "hf_other"}, status=2)
         assert "log in" in refused.stderr
+        assert not (tmp_path / "repos.json").is_file()
 
 
 def test_dry_run_says_what_would_be_sent_and_sends_nothing(sae_folder, tmp_path):
