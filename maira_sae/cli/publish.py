@@ -49,7 +49,8 @@ def publish(
 ) -> None:
     """Publish an SAE with records and a model card, private unless --public.
 
-    """Publish an SAE with its records and a model card, private unless --public.
+    Run again to resume. Files with report text, study names or films are refused unless each is
+    named.
     """
     from sae.hub import Publication, stage
     from sae.hub import publish as run
