@@ -24,6 +24,7 @@ from maira_sae.cli import (  # noqa: F401  # each adds its subcommands
     folders,
     harvest,
     labels,
+    publish,
     steering,
     train,
 )
