@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hooks.files import ConfigError, nearest, open_sealed
+from hooks.html import facts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,6 +148,20 @@ class Features:
             f"Features({self.folder}, site {self.site!r}, {self.n_latents:,} latents, "
             f"{self._file.metadata.num_rows:,} examples)"
         )
+
+    def _repr_html_(self) -> str:
+        alive = self.alive()
+        dense = sum(self.dense(latent) for latent in range(self.n_latents))
+        shown = {
+            "folder": self.folder,
+            "site": self.site,
+            "latents": self.n_latents,
+            "fire": len(alive),
+            "dense": dense,
+            "modalities": self.modalities,
+            "examples": self._file.metadata.num_rows,
+        }
+        return facts("Features", shown)
 
     def _check(self, latent: int) -> int:
         if not 0 <= latent < self.n_latents:

@@ -37,6 +37,7 @@ from hooks.files import (
     seal,
     write_json,
 )
+from hooks.html import facts
 
 KIND = "sae"
 FORMAT_VERSION = 1
@@ -146,6 +147,21 @@ class MatryoshkaSAE(nn.Module):
             f"MatryoshkaSAE(site={c.site!r}, d_model={c.d_model}, n_latents={c.n_latents}, "
             f"k={c.k}, groups={c.group_sizes})"
         )
+
+    def _repr_html_(self) -> str:
+        c = self.config
+        shown = {
+            "site": c.site,
+            "tokens": c.policy,
+            "d_model": c.d_model,
+            "latents": c.n_latents,
+            "groups": c.group_sizes,
+            "active a token (k)": c.k,
+            "activation": c.activation,
+            "threshold": float(self.threshold),
+            "from": c.origin.get("format"),
+        }
+        return facts("Sparse autoencoder", shown)
 
     def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
         """Rectified encoder output before any selection."""
