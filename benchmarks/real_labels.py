@@ -69,7 +69,8 @@ by_id = {study.id: study for study in demo.studies}
 studies = [by_id[name] for name in names]
 patients = [study.patient for study in studies]
 heldout = torch.tensor([split_of(patient, HELDOUT) == "heldout" for patient in patients])
-inner = ~heldout & torch.tensor(
+nearer = torch.tensor([split_of(patient, 2 * HELDOUT) == "heldout" for patient in patients])
+inner = ~heldout & nearer
     [split_of(patient, 2 * HELDOUT) == "heldout" for patient in patients]
 )
 
