@@ -250,3 +250,16 @@ def labels(
     if sdk:
         result["sdk"] = run_sdk(config)
     _print(result, table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench collect sae/ acts/ --json`")
+def collect(
+    sae_folder: Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")],
+    activations: Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")],
+    repeats: Annotated[int, typer.Option(help="Turns of each.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """The collecting pass beside one read with one encode, and beside delphi's algorithm."""
+    from maira_sae.bench_collect import bench_collect
+
+    _print(bench_collect(sae_folder, activations, repeats), str, as_json)

@@ -18,6 +18,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from hooks.files import MairaSaeError
 from maira_sae import bench
 from maira_sae.cli import (  # noqa: F401  # each adds its subcommands
+    collect,
     dictionaries,
     folders,
     harvest,
