@@ -71,8 +71,6 @@ patients = [study.patient for study in studies]
 heldout = torch.tensor([split_of(patient, HELDOUT) == "heldout" for patient in patients])
 nearer = torch.tensor([split_of(patient, 2 * HELDOUT) == "heldout" for patient in patients])
 inner = ~heldout & nearer
-    [split_of(patient, 2 * HELDOUT) == "heldout" for patient in patients]
-)
 
 report = torch.from_numpy(folder.column("role") == Role.REPORT.name.lower())
 numbers = {name: i for i, name in enumerate(names)}
@@ -94,9 +92,8 @@ def error(scores, labels):
     return (figure.high - figure.low) / 3.92
 
 
-print(
-    f"{'finding':<26} {'n':>4} {'matryoshka':>15} {'batchtopk':>15} {'dense':>15} {'shuffled':>9}"
-)
+heads = " ".join(f"{name:>15}" for name in (*maxima, "dense"))
+print(f"{'finding':<26} {'n':>4} {heads} {'shuffled':>9}")
 rows = []
 for finding in findings:
     labels = torch.tensor([finding in study.labels for study in studies])
