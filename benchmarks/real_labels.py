@@ -67,7 +67,7 @@ maxima = {name: study_maxima(sae, folder, Role.REPORT) for name, sae in saes.ite
 names = maxima["matryoshka"].studies
 by_id = {study.id: study for study in demo.studies}
 studies = [by_id[name] for name in names]
-patients = [study.patient for study in studies]
+patients = [study.patient or study.id for study in studies]  # as Study.split has it
 heldout = torch.tensor([split_of(patient, HELDOUT) == "heldout" for patient in patients])
 nearer = torch.tensor([split_of(patient, 2 * HELDOUT) == "heldout" for patient in patients])
 inner = ~heldout & nearer
