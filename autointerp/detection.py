@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autointerp.client import Client, Request
-from autointerp.explainers import plain_text
+from autointerp.explainers import plain_text, strong_from
 from autointerp.features import SILENT, Example, Features
 from autointerp.prompts import DETECT
 from autointerp.score import read_answer
@@ -42,12 +42,19 @@ def questions(
     tokenizer: Any,
     modality: str = "report",
     side: str = "score",
+    strong: bool = False,
 ) -> list[Question]:
-    """A label against every text example of one set."""
+    """A label against every text example of one set.
+
+    With ``strong``, weak firings are left out, so that positives are excerpts on which the latent
+    is strongly on (:func:`autointerp.explainers.strong_from`). Negatives are the same.
+    """
+    least = strong_from(features, latent, modality) if strong else 0.0
     examples: list[Example] = features.examples(latent, modality, set=side)
     return [
         Question(label, plain_text(one, tokenizer), one.patient, one.kind not in SILENT)
         for one in examples
+        if one.kind in SILENT or one.peak >= least
     ]
 
 

@@ -19,18 +19,20 @@ from hooks.studies import Study
 
 MAX_TOKENS = 160
 """Of an explanation as JSON."""
-FIRES, SILENT_HEAD = "Fires:", "Silent:"
+FIRES, SILENT_HEAD = "On:", "Off:"
+STRONG, WEAK = 0.5, 0.25
+"""Shares of a latent's maximum from which it is strongly on, and below which it is barely on."""
 TEXT = (
-    "Below are excerpts of chest X-ray reports. One feature of a neural network is on in the "
-    "first group, at the words between << and >>, and off in the whole second group. Name the one concept "
-    "that the first group has and the second has not, in at most eight words. If there is none, "
-    "the label is null."
+    "Below are excerpts of chest X-ray reports. One feature of a neural network is strongly on in "
+    "the first group, at the words between << and >>, and off or barely on in the second. Name the "
+    "one concept that the first group has and the second has not, in at most eight words. If there "
+    "is none, the label is null."
 )
 REPORTS = (
     "Below are reports of chest X-rays. One feature of a neural network that sees only the films "
-    "is on in the films of the first group, and off in those of the second. Name the one concept that "
-    "the first group has and the second has not, in at most eight words. If there is none, the "
-    "label is null."
+    "is strongly on in the films of the first group, and off or barely on in the second. Name the "
+    "one concept that the first group has and the second has not, in at most eight words. If there "
+    "is none, the label is null."
 )
 
 
@@ -47,10 +49,22 @@ class Explanation(BaseModel):
 
 
 def shown(features: Features, latent: int, modality: str) -> tuple[list[Example], list[Example]]:
-    """Examples on which a latent fires and on which it is silent, of the explaining patients."""
+    """Examples on which a latent is strongly on, and off or barely on, of the explaining patients.
+
+    Most firings are weak and of other concepts: spread over ranks they would outnumber what the
+    latent is about. What is in between says neither and is left out.
+    """
     own = features.examples(latent, modality, set="explain")
-    fires = [one for one in own if one.kind not in SILENT]
-    return fires, [one for one in own if one.kind in SILENT]
+    least = strong_from(features, latent, modality)
+    on = [one for one in own if one.kind not in SILENT and one.peak >= least]
+    barely = least * WEAK / STRONG
+    return on, [one for one in own if one.kind in SILENT or one.peak < barely]
+
+
+def strong_from(features: Features, latent: int, modality: str) -> float:
+    """The activation from which a latent is strongly on; explaining patients alone decide."""
+    own = features.examples(latent, modality, kind="top", set="explain")
+    return STRONG * max((one.peak for one in own), default=0.0)
 
 
 def text_request(features: Features, latent: int, tokenizer: Any, modality: str) -> Request | None:

@@ -61,7 +61,8 @@ def measure(features: Features, tokenizer: Any, client: Client) -> dict[str, Any
     }
     tried = {n for some in offered.values() for n in some[:CANDIDATES]}
     on_explain = ask(
-        client, {n: questions(features, n, labels[n], tokenizer, side="explain") for n in tried}
+        client,
+        {n: questions(features, n, labels[n], tokenizer, side="explain") for n in tried},
     )
     merit = {n: judge(n, "detection", "report", v).value or 0.0 for n, v in on_explain.items()}
     chosen = {
@@ -75,24 +76,32 @@ def measure(features: Features, tokenizer: Any, client: Client) -> dict[str, Any
         for other in chosen
     }
     verdicts = ask(client, pairs)
+    strongly = ask(
+        client,
+        {
+            (finding, other): questions(features, n, labels[chosen[other]], tokenizer, strong=True)
+            for finding, n in chosen.items()
+            for other in chosen
+        },
+    )
     records: dict[str, Any] = {}
     for finding, n in chosen.items():
-        own = judge(n, "detection", "report", verdicts[finding, finding])
-        others = [
-            judge(n, "detection", "report", verdicts[finding, other]).value
-            for other in chosen
-            if labels[chosen[other]] != labels[n]
-        ]
-        known = [value for value in others if value is not None]
-        records[finding] = {
-            "latent": n,
-            "label": labels[n],
-            "balanced_accuracy": own.value,
-            "standard_error": own.standard_error,
-            "shuffled": sum(known) / len(known) if known else None,
-            "coverage": own.coverage,
-            "n": own.n,
-        }
+        records[finding] = {"latent": n, "label": labels[n]}
+        for prefix, said in (("", verdicts), ("strong_", strongly)):
+            own = judge(n, "detection", "report", said[finding, finding])
+            others = [
+                judge(n, "detection", "report", said[finding, other]).value
+                for other in chosen
+                if labels[chosen[other]] != labels[n]
+            ]
+            known = [value for value in others if value is not None]
+            records[finding] |= {
+                f"{prefix}balanced_accuracy": own.value,
+                f"{prefix}standard_error": own.standard_error,
+                f"{prefix}shuffled": sum(known) / len(known) if known else None,
+                f"{prefix}coverage": own.coverage,
+                f"{prefix}n": own.n,
+            }
     return {"findings": records, "named": len(chosen), "of": len(LABELS), "labelled": len(labels)}
 
 
