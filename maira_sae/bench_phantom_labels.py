@@ -47,7 +47,7 @@ def names(finding: str, label: str) -> bool:
     return wanted <= words and not (words & (SIDES | PLACES)) - wanted
 
 
-def measure(features: Features, tokenizer: Any, client: Client) -> dict[str, Any]:
+def measure(features: Features, tokenizer: Any, client: Client, side: str) -> dict[str, Any]:
     """A record for every finding."""
     asked = {n: text_request(features, n, tokenizer, "report") for n in features.alive()}
     asked = {latent: request for latent, request in asked.items() if request}
@@ -71,7 +71,7 @@ def measure(features: Features, tokenizer: Any, client: Client) -> dict[str, Any
         if some
     }
     pairs = {
-        (finding, other): questions(features, n, labels[chosen[other]], tokenizer)
+        (finding, other): questions(features, n, labels[chosen[other]], tokenizer, side=side)
         for finding, n in chosen.items()
         for other in chosen
     }
@@ -79,7 +79,9 @@ def measure(features: Features, tokenizer: Any, client: Client) -> dict[str, Any
     strongly = ask(
         client,
         {
-            (finding, other): questions(features, n, labels[chosen[other]], tokenizer, strong=True)
+            (finding, other): questions(
+                features, n, labels[chosen[other]], tokenizer, side=side, strong=True
+            )
             for finding, n in chosen.items()
             for other in chosen
         },
@@ -109,13 +111,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
     parser.add_argument("--ledger", type=Path, required=True)
+    parser.add_argument("--side", choices=("score", "steer"), default="score", help="patients")
     arguments = parser.parse_args()
     tokenizer = load_processor(str(WEIGHTS)).tokenizer
     arguments.ledger.mkdir(parents=True, exist_ok=True)
     with serving(Script(), reply) as server:
         endpoint = EndpointConfig(server.url, "scripted")
         client = Client(endpoint, Ledger(arguments.ledger / "ledger.sqlite"))
-        result = measure(Features.open(arguments.features), tokenizer, client)
+        result = measure(Features.open(arguments.features), tokenizer, client, arguments.side)
     print(json.dumps(result))  # noqa: T201
 
 

@@ -13,6 +13,11 @@ from typing import Any
 from autointerp.explainers import FIRES, SILENT_HEAD
 from autointerp.statistics import distinctive_words, words_of
 
+OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "and", "at", "in", "is", "its", "of", "on", "or", "the", "there", "to", "with"]
+)
+
 
 def reply(body: Mapping[str, Any]) -> str:
     """The answer to a request of :mod:`autointerp.explainers` or :mod:`autointerp.detection`."""
@@ -39,9 +44,16 @@ def explain(text: str) -> str:
 
 
 def expresses(label: str, excerpt: str) -> bool:
-    """Whether an excerpt has most of a label's words."""
-    words = set(words_of(label))
-    return 2 * len(words & set(words_of(excerpt))) > len(words)
+    """Whether an excerpt has most of a label's words, and not the opposite of one instead.
+
+    >>> expresses("nodule in the left lung", "left lung nodule .")
+    True
+    >>> expresses("left upper lung nodule", "right upper lung nodule .")
+    False
+    """
+    words, found = set(words_of(label)) - FUNCTION_WORDS, set(words_of(excerpt))
+    against = any(OPPOSITE.get(word) in found for word in words - found)
+    return not against and 2 * len(words & found) > len(words)
 
 
 def _share(label: str, excerpts: Sequence[str]) -> float:

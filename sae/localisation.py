@@ -2,7 +2,8 @@
 
 Scores are means over films, with standard errors by patient, beside two baselines that look at no
 film: the mean mask of other patients (what the place alone tells: the centre prior), and the map of
-another film (what the latent's habit tells: the permutation). The threshold of the IoU is chosen on
+another film (what the latent's habit tells: the permutation), any film's or only of one with
+something to find, which is the harder. The threshold of the IoU is chosen on
 other patients than those it is measured on.
 
 Letters: S films, h·w patches, H·W pixels, H and W multiples of h and w.
@@ -45,17 +46,22 @@ class Localisation:
     pixel_auroc: Mean
     """Area under the ROC curve over the film's pixels, each with its patch's value."""
     pixel_auroc_permuted: Mean
-    """The same of the map of another patient's film."""
+    """The same of the map of another patient's film, whatever it shows."""
+    pixel_auroc_same: Mean
+    """The same of the map of another patient's film that has something to find too: a thing that is
+    always at one place is known to it."""
     pixel_auroc_prior: Mean
     """The same of the mean mask of the other side's patients."""
     pointing: Mean
     """The pointing game (Zhang et al. 2016, arXiv 1608.00507): 1 where the highest patch meets the
     mask, else 0; the mean over patches that are equally high."""
     pointing_permuted: Mean
+    pointing_same: Mean
     pointing_prior: Mean
     iou: Mean
     """Of the mask and the patches above the threshold that is best on the other side."""
     iou_permuted: Mean
+    iou_same: Mean
     iou_prior: Mean
     """Of the mask and the prior, at the threshold best for it."""
     threshold: float
@@ -111,15 +117,17 @@ def localise(
             "least one on each side"
         )
     prior = _shares(masks[other], maps.shape[1:]).mean(0)
-    partner = _partners(names[scored], np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    pool = np.flatnonzero(heldout)
     shown = {
         "": maps[scored],
-        "_permuted": maps[scored][partner],
+        "_permuted": maps[pool[_partners(names[scored], names[pool], rng)]],
+        "_same": maps[scored[_partners(names[scored], names[scored], rng)]],
         "_prior": np.broadcast_to(prior, (len(scored), *prior.shape)),
     }
     threshold = _threshold(maps[other], masks[other])
     own_prior = np.broadcast_to(prior, (len(other), *prior.shape))
-    limits = {"": threshold, "_permuted": threshold}
+    limits = {"": threshold, "_permuted": threshold, "_same": threshold}
     limits["_prior"] = _threshold(own_prior, masks[other])
     owners = names[scored]
     found: dict[str, Mean] = {}
@@ -130,7 +138,8 @@ def localise(
         points = np.array([_points(*pair) for pair in pairs])
         overlaps = _ious(grids, truth, limits[suffix])
         # A patient who is alone has no other's map: what cannot be measured is NaN, not 0.
-        missing = suffix == "_permuted" and len(set(owners)) == 1
+        drawn_from = {"_permuted": names[heldout], "_same": owners}.get(suffix)
+        missing = drawn_from is not None and len(set(drawn_from)) == 1
         for name, values in (("pixel_auroc", areas), ("pointing", points), ("iou", overlaps)):
             found[name + suffix] = (
                 Mean(float("nan"), float("nan")) if missing else clustered_mean(values, owners)
@@ -184,15 +193,13 @@ def _check(
         raise ConfigError(f"patient {both[0]!r} is on both sides; split films by patient")
 
 
-def _partners(patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each film the number of one of another patient, if there is any."""
-    everyone = np.arange(len(patients))
-    return np.array(
-        [
-            rng.choice(others) if len(others := everyone[patients != patients[i]]) else i
-            for i in everyone
-        ]
-    )
+def _partners(patients: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each patient the number of a film of another one in ``pool``, or 0 if there is none."""
+    found = []
+    for patient in patients:
+        others = np.flatnonzero(pool != patient)
+        found.append(int(rng.choice(others)) if len(others) else 0)
+    return np.array(found)
 
 
 def _shares(masks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

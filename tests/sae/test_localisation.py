@@ -89,6 +89,15 @@ def test_boxes_become_masks():
     assert not masks[1].any()
 
 
+def test_any_film_is_an_easier_baseline_than_one_that_has_the_thing_too():
+    maps, masks, patients, heldout = films()
+    maps[:], masks[:] = maps[0], masks[0]
+    maps[8:], masks[8:] = 0, False
+    found = localise(maps, masks, patients, heldout)
+    assert found.n == 4 and found.pixel_auroc_same.value == 1.0
+    assert found.pixel_auroc_permuted.value < 0.9
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
