@@ -61,4 +61,6 @@ def _share(label: str, excerpts: Sequence[str]) -> float:
 
 
 def _lines(group: str) -> list[str]:
+    # words_of takes what stands in < > for a grounding token, so marks must go first.
+    group = group.replace("<<", "").replace(">>", "")
     return [line[2:] for line in group.splitlines() if line.startswith("- ")]
