@@ -6,18 +6,21 @@ One excerpt a request, so that one unreadable reply costs one answer. Excerpts a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autointerp.client import Client, Request
 from autointerp.explainers import plain_text, strong_from
 from autointerp.features import SILENT, Example, Features
-from autointerp.prompts import DETECT
-from autointerp.score import read_answer
 from autointerp.scores import Verdict
 
 MAX_TOKENS = 4
 """Of a yes or no."""
+DETECT = (
+    "You check whether excerpts of chest X-ray reports express a concept. Answer with one word: "
+    "yes or no."
+)
 
 
 class Question(NamedTuple):
@@ -69,3 +72,13 @@ def ask(client: Client, asked: Mapping[Any, Sequence[Question]]) -> dict[Any, li
         ]
         for key, some in asked.items()
     }
+
+
+def read_answer(text: str) -> bool | None:
+    """Yes or no, or ``None`` for anything else.
+
+    >>> read_answer("Yes."), read_answer("**No**, it does not"), read_answer("Perhaps")
+    (True, False, None)
+    """
+    word = re.match(r"\W*(yes|no)\b", text.strip(), flags=re.IGNORECASE)
+    return None if word is None else word[1].lower() == "yes"

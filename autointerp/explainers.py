@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from autointerp.client import Messages, Request
-from autointerp.evidence import by_study, marked_text, token_texts
+from autointerp.evidence import by_study, marked_text
 from autointerp.features import IMAGES, SILENT, Example, Features
 from autointerp.statistics import distinctive_words
 from hooks.studies import Study
@@ -110,7 +110,7 @@ def words_label(on: Sequence[str], off: Sequence[str]) -> str | None:
 
 def plain_text(example: Example, tokenizer: Any) -> str:
     """The excerpt without marks."""
-    return "".join(token_texts(example, tokenizer)).strip()
+    return tokenizer.decode(example.token_ids, clean_up_tokenization_spaces=False).strip()
 
 
 def _grouped(question: str, on: Sequence[str], off: Sequence[str]) -> Messages:

@@ -281,3 +281,20 @@ def clinic(
     with TemporaryDirectory() as temporary:
         result = run(demo, config.quick() if quick else config, Path(temporary) / "index")
     _print(result, table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench phantom-labels demo-out/text-features --json`")
+def phantom_labels(
+    features: Annotated[Path, typer.Argument(help="Features of the demonstration's reports.")],
+    side: Annotated[str, typer.Option(help="Patients that score: score or steer.")] = "score",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of answers to keep; default: a temporary one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Planted findings named by a labeller that sees its prompt alone, over real HTTP."""
+    from maira_sae.phantom_labels import run, table
+
+    with TemporaryDirectory() as temporary:
+        result = run(features, out or Path(temporary), side)
+    _print(result, table, as_json)

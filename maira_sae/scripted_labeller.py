@@ -11,12 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autointerp.explainers import FIRES, SILENT_HEAD
-from autointerp.statistics import distinctive_words, words_of
-
-OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
-FUNCTION_WORDS = frozenset(
-    ["a", "an", "and", "at", "in", "is", "its", "of", "on", "or", "the", "there", "to", "with"]
-)
+from autointerp.statistics import distinctive_words, words_express
 
 
 def reply(body: Mapping[str, Any]) -> str:
@@ -26,7 +21,7 @@ def reply(body: Mapping[str, Any]) -> str:
         return explain(text)
     _, _, rest = text.partition("Concept: ")
     label, _, rest = rest.partition("\nExcerpt: ")
-    return "yes" if expresses(label, rest.partition("\nExpressed?")[0]) else "no"
+    return "yes" if words_express(label, rest.partition("\nExpressed?")[0]) else "no"
 
 
 def explain(text: str) -> str:
@@ -43,21 +38,8 @@ def explain(text: str) -> str:
     return json.dumps({"label": label, "confidence": confidence, "evidence": ", ".join(words)})
 
 
-def expresses(label: str, excerpt: str) -> bool:
-    """Whether an excerpt has most of a label's words, and not the opposite of one instead.
-
-    >>> expresses("nodule in the left lung", "left lung nodule .")
-    True
-    >>> expresses("left upper lung nodule", "right upper lung nodule .")
-    False
-    """
-    words, found = set(words_of(label)) - FUNCTION_WORDS, set(words_of(excerpt))
-    against = any(OPPOSITE.get(word) in found for word in words - found)
-    return not against and 2 * len(words & found) > len(words)
-
-
 def _share(label: str, excerpts: Sequence[str]) -> float:
-    return sum(expresses(label, one) for one in excerpts) / len(excerpts) if excerpts else 0.0
+    return sum(words_express(label, one) for one in excerpts) / len(excerpts) if excerpts else 0.0
 
 
 def _lines(group: str) -> list[str]:
