@@ -47,9 +47,18 @@ class Item:
 class _Failure(Exception):
     """An attempt that brought no answer."""
 
-    def __init__(self, what: str, *, again: bool, pause: float | None = None, billed: bool = False):
+    def __init__(
+        self,
+        what: str,
+        *,
+        again: bool,
+        pause: float | None = None,
+        billed: bool = False,
+        busy: bool = True,
+    ) -> None:
         super().__init__(what)
         self.what, self.again, self.pause, self.billed = what, again, pause, billed
+        self.busy = busy
         self.turned_down = False
 
 
@@ -264,6 +273,8 @@ class Job:
             item.tries += 1
             self._retries += 1
             pause = failure.pause
+            if pause is None and not failure.busy and item.tries == 1:
+                pause = 0.0  # a lost connection or a torn reply says nothing about load
             if pause is None:
                 longest = min(LONGEST_PAUSE, self.client.config.backoff * 2 ** (item.tries - 1))
                 pause = longest * (1 - random.random() / 2)
@@ -336,7 +347,7 @@ class Job:
             ) from None
         except APIConnectionError as error:
             raise _Failure(
-                f"cannot be reached ({error.__cause__ or error}); start it", again=True
+                f"cannot be reached ({error.__cause__ or error}); start it", again=True, busy=False
             ) from None
         except APIStatusError as error:
             return self._refused(item, error)
@@ -355,6 +366,7 @@ class Job:
                 "OpenAI-compatible one",
                 again=True,
                 billed=True,
+                busy=False,
             ) from None
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
         tokens_in = int(usage.get("prompt_tokens") or item.expected[0])
@@ -374,6 +386,7 @@ class Job:
             f"refused with status {status}: {detail}; check the model name and key",
             again=status in _TRANSIENT or status >= 500,
             pause=_named_pause(error.response.headers),
+            busy=status != 500,
         )
         failure.turned_down = status in _TURNED_DOWN
         raise failure from None
