@@ -44,7 +44,7 @@ class Item:
     repaired: bool = False
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """An attempt that brought no answer."""
 
     def __init__(
@@ -62,7 +62,7 @@ class _Failure(Exception):
         self.turned_down = False
 
 
-class _NoSchema(Exception):
+class NoSchema(Exception):
     """The endpoint does not know ``response_format``."""
 
 
@@ -78,7 +78,8 @@ class Job:
             self._order.append(by_key.setdefault(item.key, item))
         self.items = list(by_key.values())
         self._open = set()
-        self._failed: list[_Failure] = []
+        self._finished_items: set[int] = set()
+        self._failed: list[Failure] = []
         self._answered = self._retries = self._fruitless = 0
         self._stop: EndpointError | None = None
         self._done = False
@@ -245,13 +246,13 @@ class Job:
                 self._fruitless = 0
                 self._pending.append((item, answer))
                 self._arrived.set()
-            except _NoSchema:
+            except NoSchema:
                 self._ask_instead(item, self._item(item.request).body)
                 if self._from_ledger(item):
                     self._close(item)
                 else:
                     self._put(item, 0)
-            except _Failure as failure:
+            except Failure as failure:
                 used = expected if failure.billed else used
                 self._failure(item, failure)
             finally:
@@ -265,7 +266,7 @@ class Job:
         if pause:
             await asyncio.sleep(pause)
 
-    def _failure(self, item: Item, failure: _Failure) -> None:
+    def _failure(self, item: Item, failure: Failure) -> None:
         """Try again later, give the item up, or stop the job."""
         if failure.turned_down:
             self._stop_with(self.client.error(failure.what))
@@ -340,13 +341,13 @@ class Job:
                 options={"headers": {"Idempotency-Key": item.key}},
             )
         except APITimeoutError:
-            raise _Failure(
+            raise Failure(
                 f"did not answer within {config.timeout:.0f} s; give it more time",
                 again=True,
                 billed=True,
             ) from None
         except APIConnectionError as error:
-            raise _Failure(
+            raise Failure(
                 f"cannot be reached ({error.__cause__ or error}); start it", again=True, busy=False
             ) from None
         except APIStatusError as error:
@@ -361,7 +362,7 @@ class Job:
             message, usage = choice["message"], reply.get("usage") or {}
             refusal, text = message.get("refusal"), message.get("content") or ""
         except (TypeError, KeyError, IndexError, AttributeError):
-            raise _Failure(
+            raise Failure(
                 "sent replies that are no chat completions; check that the URL is an "
                 "OpenAI-compatible one",
                 again=True,
@@ -374,18 +375,24 @@ class Job:
         return Answer(str(refusal or text), refused, tokens_in, tokens_out)
 
     def _refused(self, item: Item, error: APIStatusError) -> Answer:
+        return self._status(
+            item, error.status_code, error.code, str(error.message), error.response.headers
+        )
+
+    def _status(
+        self, item: Item, status: int, code: str | None, message: str, headers: Mapping[str, str]
+    ) -> Answer:
         """What a status other than success means."""
-        status = error.status_code
-        detail = " ".join(str(error.message).split())[:200]
-        if status == 400 and "content_filter" in f"{error.code} {detail}":
+        detail = " ".join(message.split())[:200]
+        if status == 400 and "content_filter" in f"{code} {detail}":
             return Answer(detail, refused=True)
         if status in (400, 422) and "response_format" in item.body and "response_format" in detail:
             self.client.no_schema = True
-            raise _NoSchema
-        failure = _Failure(
+            raise NoSchema
+        failure = Failure(
             f"refused with status {status}: {detail}; check the model name and key",
             again=status in _TRANSIENT or status >= 500,
-            pause=_named_pause(error.response.headers),
+            pause=_named_pause(headers),
             busy=status != 500,
         )
         failure.turned_down = status in _TURNED_DOWN
