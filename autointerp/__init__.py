@@ -1,5 +1,6 @@
 """Dictionaries → labels: an LLM names latents, and each name is tested on held-out patients."""
 
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, EndpointConfig, Ledger, Reply, Request
 from autointerp.collect import (
     Example,
@@ -15,6 +16,7 @@ from autointerp.redact import redact
 from autointerp.score import Detection, detect
 
 __all__ = [
+    "BatchConfig",
     "Client",
     "DelphiConfig",
     "Detection",

@@ -7,7 +7,7 @@ import ipaddress
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -16,6 +16,9 @@ from autointerp.display import JobDisplay
 from autointerp.ledger import Ledger
 from autointerp.limits import Budget, Count, Estimate, Limits, Messages, Pace, count_tokens
 from hooks.files import ConfigError, EndpointError, fingerprint
+
+if TYPE_CHECKING:
+    from autointerp.batch import BatchConfig
 
 __all__ = ["Client", "EndpointConfig", "Ledger", "Messages", "Reply", "Request"]
 
@@ -111,7 +114,8 @@ class Client:
 
     def __init__(self, config: EndpointConfig, ledger: Ledger, count: Count | None = None) -> None:
         self.config, self.ledger, self.count = config, ledger, count
-        self.budget = Budget(config.limits, ledger.tokens())
+        self.budget = Budget(config.limits, (0, 0))
+        self.budget.spent = self.spent()
         self.request_pace = Pace(config.limits.requests_per_minute)
         self.token_pace = Pace(config.limits.tokens_per_minute)
         self.no_schema = False
@@ -130,8 +134,30 @@ class Client:
         """
         return self.ask_all([Request(messages, max_tokens, schema)])[0].text
 
-    def ask_all(self, requests: Sequence[Request], name: str = "ask") -> list[Reply]:
+    def spent(self, batch_factor: float = 0.5) -> float:
+        """What everything in the ledger cost, answers by batch at their share of the price."""
+        cost = self.config.limits.cost
+        alone, batched = self.ledger.tokens(batched=False), self.ledger.tokens(batched=True)
+        return (cost(*alone) or 0.0) + batch_factor * (cost(*batched) or 0.0)
+
+    def ask_all(
+        self,
+        requests: Sequence[Request],
+        name: str = "ask",
+        *,
+        batch: BatchConfig | None = None,
+        wait: bool = True,
+    ) -> list[Reply]:
         """Replies in the order of ``requests``; only what the ledger lacks is sent, each once.
+
+        Parameters
+        ----------
+        batch
+            Ask through the provider's Batch API (:mod:`autointerp.batch`); the same answers are
+            found in the same ledger.
+        wait
+            Wait for batches; otherwise submit, collect what is there, and raise a resumable error
+            if any is still running.
 
         Raises
         ------
@@ -141,32 +167,38 @@ class Client:
         FolderError
             If another process sends requests for this ledger.
         """
+        from autointerp.batch import BatchJob
         from autointerp.job import Job
 
         with self._one_job:
-            job = Job(self, requests)
+            job = BatchJob(self, requests, batch) if batch else Job(self, requests)
             if job.unsent:
                 total = len(job.items)
                 with (
                     self.ledger.claimed(),
                     JobDisplay(name, total, total - len(job.unsent), total > 1) as display,
                 ):
-                    _in_thread(job.run(display))
+                    if isinstance(job, BatchJob):
+                        job.collect(display, wait)
+                        self.budget.spent = self.spent()
+                    else:
+                        _in_thread(job.run(display))
             return job.replies()
 
-    def estimate(self, requests: Sequence[Request]) -> Estimate:
+    def estimate(self, requests: Sequence[Request], batch: BatchConfig | None = None) -> Estimate:
         """What :meth:`ask_all` would send, by its ledger; repairs and retries come on top."""
         from autointerp.job import Job
 
         job = Job(self, requests)
         tokens_in = sum(item.expected[0] for item in job.unsent)
         tokens_out = sum(item.expected[1] for item in job.unsent)
+        cost = self.config.limits.cost(tokens_in, tokens_out)
         return Estimate(
             requests=len(job.unsent),
             kept=len(job.items) - len(job.unsent),
             tokens_in=tokens_in,
             tokens_out=tokens_out,
-            cost=self.config.limits.cost(tokens_in, tokens_out),
+            cost=None if cost is None else cost * (batch.price_factor if batch else 1.0),
         )
 
     def body(self, messages: Messages, max_tokens: int, **extra: Any) -> dict[str, Any]:

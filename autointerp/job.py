@@ -44,16 +44,25 @@ class Item:
     repaired: bool = False
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """An attempt that brought no answer."""
 
-    def __init__(self, what: str, *, again: bool, pause: float | None = None, billed: bool = False):
+    def __init__(
+        self,
+        what: str,
+        *,
+        again: bool,
+        pause: float | None = None,
+        billed: bool = False,
+        busy: bool = True,
+    ) -> None:
         super().__init__(what)
         self.what, self.again, self.pause, self.billed = what, again, pause, billed
+        self.busy = busy
         self.turned_down = False
 
 
-class _NoSchema(Exception):
+class NoSchema(Exception):
     """The endpoint does not know ``response_format``."""
 
 
@@ -69,7 +78,8 @@ class Job:
             self._order.append(by_key.setdefault(item.key, item))
         self.items = list(by_key.values())
         self._open = set()
-        self._failed: list[_Failure] = []
+        self._finished_items: set[int] = set()
+        self._failed: list[Failure] = []
         self._answered = self._retries = self._fruitless = 0
         self._stop: EndpointError | None = None
         self._done = False
@@ -236,13 +246,13 @@ class Job:
                 self._fruitless = 0
                 self._pending.append((item, answer))
                 self._arrived.set()
-            except _NoSchema:
+            except NoSchema:
                 self._ask_instead(item, self._item(item.request).body)
                 if self._from_ledger(item):
                     self._close(item)
                 else:
                     self._put(item, 0)
-            except _Failure as failure:
+            except Failure as failure:
                 used = expected if failure.billed else used
                 self._failure(item, failure)
             finally:
@@ -256,7 +266,7 @@ class Job:
         if pause:
             await asyncio.sleep(pause)
 
-    def _failure(self, item: Item, failure: _Failure) -> None:
+    def _failure(self, item: Item, failure: Failure) -> None:
         """Try again later, give the item up, or stop the job."""
         if failure.turned_down:
             self._stop_with(self.client.error(failure.what))
@@ -264,6 +274,8 @@ class Job:
             item.tries += 1
             self._retries += 1
             pause = failure.pause
+            if pause is None and not failure.busy and item.tries == 1:
+                pause = 0.0  # a lost connection or a torn reply says nothing about load
             if pause is None:
                 longest = min(LONGEST_PAUSE, self.client.config.backoff * 2 ** (item.tries - 1))
                 pause = longest * (1 - random.random() / 2)
@@ -329,14 +341,14 @@ class Job:
                 options={"headers": {"Idempotency-Key": item.key}},
             )
         except APITimeoutError:
-            raise _Failure(
+            raise Failure(
                 f"did not answer within {config.timeout:.0f} s; give it more time",
                 again=True,
                 billed=True,
             ) from None
         except APIConnectionError as error:
-            raise _Failure(
-                f"cannot be reached ({error.__cause__ or error}); start it", again=True
+            raise Failure(
+                f"cannot be reached ({error.__cause__ or error}); start it", again=True, busy=False
             ) from None
         except APIStatusError as error:
             return self._refused(item, error)
@@ -350,11 +362,12 @@ class Job:
             message, usage = choice["message"], reply.get("usage") or {}
             refusal, text = message.get("refusal"), message.get("content") or ""
         except (TypeError, KeyError, IndexError, AttributeError):
-            raise _Failure(
+            raise Failure(
                 "sent replies that are no chat completions; check that the URL is an "
                 "OpenAI-compatible one",
                 again=True,
                 billed=True,
+                busy=False,
             ) from None
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
         tokens_in = int(usage.get("prompt_tokens") or item.expected[0])
@@ -362,18 +375,25 @@ class Job:
         return Answer(str(refusal or text), refused, tokens_in, tokens_out)
 
     def _refused(self, item: Item, error: APIStatusError) -> Answer:
+        return self._status(
+            item, error.status_code, error.code, str(error.message), error.response.headers
+        )
+
+    def _status(
+        self, item: Item, status: int, code: str | None, message: str, headers: Mapping[str, str]
+    ) -> Answer:
         """What a status other than success means."""
-        status = error.status_code
-        detail = " ".join(str(error.message).split())[:200]
-        if status == 400 and "content_filter" in f"{error.code} {detail}":
+        detail = " ".join(message.split())[:200]
+        if status == 400 and "content_filter" in f"{code} {detail}":
             return Answer(detail, refused=True)
         if status in (400, 422) and "response_format" in item.body and "response_format" in detail:
             self.client.no_schema = True
-            raise _NoSchema
-        failure = _Failure(
+            raise NoSchema
+        failure = Failure(
             f"refused with status {status}: {detail}; check the model name and key",
             again=status in _TRANSIENT or status >= 500,
-            pause=_named_pause(error.response.headers),
+            pause=_named_pause(headers),
+            busy=status != 500,
         )
         failure.turned_down = status in _TURNED_DOWN
         raise failure from None

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from hooks.files import FolderError
 
-_SCHEMA = """
+_SCHEMAS = (
+    """
 CREATE TABLE IF NOT EXISTS answers (
     request TEXT PRIMARY KEY,
     answer TEXT NOT NULL,
@@ -24,7 +25,18 @@ CREATE TABLE IF NOT EXISTS answers (
     tokens_out INTEGER NOT NULL,
     time REAL NOT NULL
 ) WITHOUT ROWID
-"""
+""",
+    # Which answers came by a batch, at its price.
+    "CREATE TABLE IF NOT EXISTS batched (request TEXT PRIMARY KEY) WITHOUT ROWID",
+    """
+CREATE TABLE IF NOT EXISTS plans (
+    hash TEXT PRIMARY KEY,
+    keys TEXT NOT NULL,
+    batch TEXT,
+    ended INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID
+""",
+)
 
 
 class Answer(NamedTuple):
@@ -35,6 +47,15 @@ class Answer(NamedTuple):
     """Whether the model declined; its words, if any, are the text."""
     tokens_in: int = 0
     tokens_out: int = 0
+
+
+class Plan(NamedTuple):
+    """Requests that are submitted as one batch."""
+
+    hash: str
+    keys: tuple[str, ...]
+    batch: str | None
+    """The provider's id, once it is known."""
 
 
 class Ledger:
@@ -57,7 +78,8 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._connection() as db:
             db.execute("PRAGMA journal_mode=WAL")
-            db.execute(_SCHEMA)
+            for schema in _SCHEMAS:
+                db.execute(schema)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -105,8 +127,14 @@ class Ledger:
         """Record an answer."""
         self.commit({key: Answer(answer)})
 
-    def commit(self, answers: dict[str, Answer]) -> None:
-        """Record several answers in one transaction; one that is there already stays."""
+    def commit(self, answers: dict[str, Answer], batched: bool = False) -> None:
+        """Record several answers in one transaction; one that is there already stays.
+
+        Parameters
+        ----------
+        batched
+            Whether they came by a batch.
+        """
         now = time.time()
         rows = [
             (key, one.text, int(one.refused), one.tokens_in, one.tokens_out, now)
@@ -114,14 +142,50 @@ class Ledger:
         ]
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
+            if batched:
+                db.executemany(
+                    "INSERT OR IGNORE INTO batched SELECT ? WHERE NOT EXISTS "
+                    "(SELECT 1 FROM answers WHERE request = ?)",
+                    [(key, key) for key in answers],
+                )
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("COMMIT")
 
-    def tokens(self) -> tuple[int, int]:
-        """Tokens in and out of everything that is kept."""
+    def tokens(self, batched: bool | None = None) -> tuple[int, int]:
+        """Tokens in and out of everything that is kept, or of what came by a batch, or did not."""
+        sums = "SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM answers"
+        if batched is not None:
+            sums += f" WHERE request {'' if batched else 'NOT '}IN (SELECT request FROM batched)"
         with self._connection() as db:
-            sums = "SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM answers"
             return db.execute(sums).fetchone()
+
+    def plans(self) -> list[Plan]:
+        """Batches that are not over, as far as is known."""
+        with self._connection() as db:
+            rows = db.execute("SELECT hash, keys, batch FROM plans WHERE NOT ended").fetchall()
+        return [Plan(name, tuple(keys.split()), batch) for name, keys, batch in rows]
+
+    def n_plans_of(self, key: str) -> int:
+        """How many plans a request was ever part of."""
+        with self._connection() as db:
+            count = "SELECT count(*) FROM plans WHERE instr(keys, ?)"
+            return db.execute(count, (key,)).fetchone()[0]
+
+    def plan(self, plan: Plan) -> None:
+        """Record a batch before it is submitted."""
+        with self._connection() as db:
+            row = (plan.hash, " ".join(plan.keys), plan.batch)
+            db.execute("INSERT INTO plans (hash, keys, batch) VALUES (?, ?, ?)", row)
+
+    def submitted(self, plan: str, batch: str) -> None:
+        """Record the provider's id of a batch."""
+        with self._connection() as db:
+            db.execute("UPDATE plans SET batch = ? WHERE hash = ?", (batch, plan))
+
+    def ended(self, plan: str) -> None:
+        """Record that a batch is over and its answers are kept."""
+        with self._connection() as db:
+            db.execute("UPDATE plans SET ended = 1 WHERE hash = ?", (plan,))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -139,6 +139,10 @@ class Budget:
         self.sent += 1
         return None
 
+    def reserve(self, tokens_in: int, tokens_out: int) -> None:
+        """Set aside what was sent by an earlier run and may yet cost."""
+        self._aside += self.limits.cost(tokens_in, tokens_out) or 0.0
+
     def settle(self, expected: tuple[int, int], used: tuple[int, int]) -> None:
         """Replace what was set aside by what was used; a failure that cost nothing used (0, 0)."""
         self._aside -= self.limits.cost(*expected) or 0.0

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hooks.files import ConfigError, fingerprint, reject_unknown_keys
+from maira_sae.scripted_batches import Batches
 
 FAULTS = ("rate_limit", "server_error", "malformed", "truncated", "drop")
 """What may come instead of an answer; all but a refusal deserve a retry."""
@@ -31,6 +32,7 @@ _REASONS = {
     307: "Moved",
     400: "Bad Request",
     401: "Unauthorized",
+    404: "Not Found",
     429: "Too Many",
     500: "Error",
 }
@@ -58,6 +60,10 @@ class Script:
     usage: bool = True
     """Whether replies count tokens."""
     seed: int = 0
+    batch_seconds: float = 0.0
+    """From the creation of a batch to its end."""
+    batch_ends: tuple[str, ...] = ()
+    """How the first batches end (:mod:`maira_sae.scripted_batches`); later ones are completed."""
 
 
 def echo(body: Mapping[str, Any]) -> str:
@@ -83,6 +89,21 @@ class ScriptedServer:
     """Most requests under way at once."""
     _under_way: int = 0
 
+    def __post_init__(self) -> None:
+        script = self.script
+        self.batches = Batches(self.batch_line, script.batch_seconds, script.batch_ends)
+
+    def batch_line(self, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and reply for a line of a batch; by chance it meets a server error."""
+        self.asked[key] += 1
+        action = self.action(key)
+        if not self.script.schemas and "response_format" in body:
+            return 400, _error("unknown field response_format")
+        if action not in ("ok", "refusal"):
+            return 500, _error("scripted")
+        self.answered[key] += 1
+        return 200, self.completion(action, body)
+
     @property
     def url(self) -> str:
         """Base URL for a client on this machine."""
@@ -90,7 +111,8 @@ class ScriptedServer:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """``{"asked", "answered", "repeated", "most_open", "bytes", "keys"}``."""
+        """``{"asked", "answered", "repeated", "most_open", "bytes", "keys", "uploads",
+        "batches"}``; a line of a batch counts as a request."""
         return {
             "asked": self.asked.total(),
             "answered": self.answered.total(),
@@ -98,6 +120,8 @@ class ScriptedServer:
             "most_open": self.most_open,
             "bytes": self.n_bytes,
             "keys": dict(self.answered),
+            "uploads": self.batches.uploads,
+            "batches": len(self.batches.batches),
         }
 
     def action(self, key: str) -> str:
@@ -108,6 +132,23 @@ class ScriptedServer:
         digest = hashlib.sha256(f"{self.script.seed} {key} {self.asked[key]}".encode()).digest()
         chance = random.Random(digest)
         return chance.choice(self.script.kinds) if chance.random() < self.script.faults else "ok"
+
+    def completion(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion."""
+        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I decline."}
+        if action == "ok":
+            message = {"role": "assistant", "content": self.reply(body)}
+        reply: dict[str, Any] = {
+            "id": "scripted",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        }
+        if self.script.usage:
+            n = sum(len(message["content"]) for message in body["messages"]) // 4
+            reply["usage"] = {"prompt_tokens": n, "completion_tokens": 4, "total_tokens": n + 4}
+        return reply
 
     async def start(self) -> asyncio.Server:
         """Listen on loopback, at any free port."""
@@ -136,7 +177,11 @@ class _Connection(asyncio.Protocol):
         if len(rest) < length:
             return
         self._buffer = rest[length:]
-        if first.startswith("GET"):
+        method, path, _ = first.split(" ", 2)
+        if path.startswith(("/v1/files", "/v1/batches")):
+            self._later(method, path.removeprefix("/v1/"), headers, rest[:length])
+            return
+        if method == "GET":
             self._send(200, self.server.counts)
             return
         server, body = self.server, json.loads(rest[:length])
@@ -148,6 +193,13 @@ class _Connection(asyncio.Protocol):
         server.most_open = max(server.most_open, server._under_way)
         loop = asyncio.get_running_loop()
         loop.call_later(server.script.latency, self._answer, server.action(key), key, body)
+
+    def _later(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
+        self.server.n_bytes += len(body)
+        status, reply = self.server.batches.handle(method, path, headers, body)
+        payload = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        delay = self.server.script.latency
+        asyncio.get_running_loop().call_later(delay, self._write, status, payload)
 
     def _answer(self, action: str, key: str, body: dict[str, Any]) -> None:
         server, script = self.server, self.server.script
@@ -178,25 +230,9 @@ class _Connection(asyncio.Protocol):
             self.transport.close()
         elif action in ("ok", "refusal"):
             server.answered[key] += 1
-            self._send(200, self._completion(action, body))
+            self._send(200, server.completion(action, body))
         else:
             raise ConfigError(f"unknown action {action!r} in a script")
-
-    def _completion(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I decline."}
-        if action == "ok":
-            message = {"role": "assistant", "content": self.server.reply(body)}
-        reply: dict[str, Any] = {
-            "id": "scripted",
-            "object": "chat.completion",
-            "created": 0,
-            "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        }
-        if self.server.script.usage:
-            n = sum(len(message["content"]) for message in body["messages"]) // 4
-            reply["usage"] = {"prompt_tokens": n, "completion_tokens": 4, "total_tokens": n + 4}
-        return reply
 
     def _send(self, status: int, reply: Any, extra: Mapping[str, str] | None = None) -> None:
         self._write(status, json.dumps(reply).encode(), extra)
@@ -257,5 +293,5 @@ async def _main(script: Script) -> None:
 if __name__ == "__main__":
     given: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     reject_unknown_keys(given, Script.__dataclass_fields__, "script")
-    lists = {name: tuple(given[name]) for name in ("kinds", "first") if name in given}
+    lists = {name: tuple(given[name]) for name in ("kinds", "first", "batch_ends") if name in given}
     asyncio.run(_main(Script(**{**given, **lists})))
