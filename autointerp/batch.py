@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from autointerp.job import Failure, Item, Job, NoSchema
+from autointerp.job import Failure, Item, Job, Unsupported
 from autointerp.ledger import Answer, EgressLog, Plan
 from autointerp.limits import Budget
 from hooks.files import ConfigError, EndpointError, fingerprint
@@ -335,7 +335,7 @@ class BatchJob(Job):
                 answers[key] = self._status(
                     item, response["status_code"], error.get("code"), str(error.get("message")), {}
                 )
-        except NoSchema:
+        except Unsupported:
             self._ask_instead(item, self._item(item.request).body)
             if self._from_ledger(item):
                 self._finished_items.add(id(item))

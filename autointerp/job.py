@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autointerp import structured
-from autointerp.ledger import Answer, EgressLog
+from autointerp.ledger import Answer, EgressLog, Logprobs
 from hooks.files import EndpointError
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Failure(Exception):
         self.turned_down = False
 
 
-class NoSchema(Exception):
-    """The endpoint does not know ``response_format``."""
+class Unsupported(Exception):
+    """The endpoint does not know ``response_format``, or ``logprobs``."""
 
 
 class Job:
@@ -84,7 +84,8 @@ class Job:
         self._stop: EndpointError | None = None
         self._done = False
         self._pending: list[tuple[Item, Answer]] = []
-        kept = client.ledger.find(list(by_key))
+        plain = [self._without_logprobs(item)[1] for item in self.items if _tells(item)]
+        kept = client.ledger.find([*by_key, *plain])
         self.unsent = [item for item in self.items if not self._finished(item, kept)]
 
     def _item(self, request: Request) -> Item:
@@ -95,12 +96,30 @@ class Job:
                 messages = structured.in_words(messages, request.schema)
             else:
                 extra["response_format"] = structured.response_format(request.schema)
+        if request.top_logprobs and not self.client.no_logprobs:
+            extra |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         body = self.client.body(messages, request.max_tokens, **extra)
         return Item(request, body, self.client.key(body), self.client.expected(body))
 
     def _finished(self, item: Item, kept: Mapping[str, Answer]) -> bool:
         answer = kept.get(item.key)
+        if answer is None and _tells(item):
+            # The same question was paid for without log-probabilities: they are not worth a second.
+            body, key = self._without_logprobs(item)
+            if (answer := kept.get(key)) is not None:
+                self._ask_instead(item, body)
         return answer is not None and (self._accept(item, answer) or self._from_ledger(item))
+
+    def _without_logprobs(self, item: Item) -> tuple[dict[str, Any], str]:
+        body = {k: v for k, v in item.body.items() if k not in ("logprobs", "top_logprobs")}
+        return body, self.client.key(body)
+
+    def _outdated(self, item: Item) -> bool:
+        """Whether an item asks for what the endpoint has turned down since it was queued."""
+        client, body = self.client, item.body
+        return (client.no_logprobs and "logprobs" in body) or (
+            client.no_schema and "response_format" in body
+        )
 
     def _from_ledger(self, item: Item) -> bool:
         """Finish an item with answers that are kept, a repair's included."""
@@ -138,7 +157,7 @@ class Job:
         for item in self._order:
             answer = item.answer or Answer("", refused=True)
             text = "" if answer.refused else answer.text
-            replies.append(Reply(text, answer.refused, item.value))
+            replies.append(Reply(text, answer.refused, item.value, answer.logprobs))
         return replies
 
     async def run(self, display: JobDisplay) -> None:
@@ -233,6 +252,9 @@ class Job:
             _, _, item = await self._queue.get()
             if item is None or self._stop is not None:
                 return
+            if self._outdated(item):
+                self._adapt(item)
+                continue
             expected, used = item.expected, (0, 0)
             if (refusal := budget.refusal(*expected)) is not None:
                 error = self.client.error(refusal, "raise the limit and run again")
@@ -246,18 +268,22 @@ class Job:
                 self._fruitless = 0
                 self._pending.append((item, answer))
                 self._arrived.set()
-            except NoSchema:
-                self._ask_instead(item, self._item(item.request).body)
-                if self._from_ledger(item):
-                    self._close(item)
-                else:
-                    self._put(item, 0)
+            except Unsupported:
+                self._adapt(item)
             except Failure as failure:
                 used = expected if failure.billed else used
                 self._failure(item, failure)
             finally:
                 budget.settle(expected, used)
             self._show()
+
+    def _adapt(self, item: Item) -> None:
+        """Ask without what the endpoint does not know, unless that was answered already."""
+        self._ask_instead(item, self._item(item.request).body)
+        if self._from_ledger(item):
+            self._close(item)
+        else:
+            self._put(item, 0)
 
     async def _wait_turn(self, expected: tuple[int, int]) -> None:
         pause = max(
@@ -372,7 +398,8 @@ class Job:
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
         tokens_in = int(usage.get("prompt_tokens") or item.expected[0])
         tokens_out = int(usage.get("completion_tokens") or item.expected[1])
-        return Answer(str(refusal or text), refused, tokens_in, tokens_out)
+        logprobs = None if refused else _logprobs(choice)
+        return Answer(str(refusal or text), refused, tokens_in, tokens_out, logprobs)
 
     def _refused(self, item: Item, error: APIStatusError) -> Answer:
         return self._status(
@@ -388,7 +415,10 @@ class Job:
             return Answer(detail, refused=True)
         if status in (400, 422) and "response_format" in item.body and "response_format" in detail:
             self.client.no_schema = True
-            raise NoSchema
+            raise Unsupported
+        if status in (400, 403, 422) and _tells(item) and "logprobs" in detail:
+            self.client.no_logprobs = True
+            raise Unsupported
         failure = Failure(
             f"refused with status {status}: {detail}; check the model name and key",
             again=status in _TRANSIENT or status >= 500,
@@ -397,6 +427,22 @@ class Job:
         )
         failure.turned_down = status in _TURNED_DOWN
         raise failure from None
+
+
+def _tells(item: Item) -> bool:
+    """Whether a request asks for log-probabilities."""
+    return "logprobs" in item.body
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Logprobs | None:
+    """Those of a reply; ``None`` where none were asked for, or the endpoint took no notice."""
+    try:
+        return [
+            {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
+            for token in choice["logprobs"]["content"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _named_pause(headers: Any) -> float | None:

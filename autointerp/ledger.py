@@ -26,6 +26,13 @@ CREATE TABLE IF NOT EXISTS answers (
     time REAL NOT NULL
 ) WITHOUT ROWID
 """,
+    # A table of its own, so that a ledger from before it was known is read, and stays readable.
+    """
+CREATE TABLE IF NOT EXISTS logprobs (
+    request TEXT PRIMARY KEY,
+    tokens TEXT NOT NULL
+) WITHOUT ROWID
+""",
     # Which answers came by a batch, at its price.
     "CREATE TABLE IF NOT EXISTS batched (request TEXT PRIMARY KEY) WITHOUT ROWID",
     """
@@ -39,6 +46,10 @@ CREATE TABLE IF NOT EXISTS plans (
 )
 
 
+Logprobs = list[dict[str, float]]
+"""For each token, the likeliest tokens with their log-probabilities."""
+
+
 class Answer(NamedTuple):
     """A reply that was paid for."""
 
@@ -47,6 +58,8 @@ class Answer(NamedTuple):
     """Whether the model declined; its words, if any, are the text."""
     tokens_in: int = 0
     tokens_out: int = 0
+    logprobs: Logprobs | None = None
+    """Of each token of the text, where they were asked for and came."""
 
 
 class Plan(NamedTuple):
@@ -115,12 +128,14 @@ class Ledger:
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 rows = db.execute(
-                    "SELECT request, answer, refused, tokens_in, tokens_out FROM answers "
+                    "SELECT request, answer, refused, tokens_in, tokens_out, tokens FROM answers "
+                    "LEFT JOIN logprobs USING (request) "
                     f"WHERE request IN ({','.join('?' * len(some))})",
                     some,
                 )
-                for key, text, refused, tokens_in, tokens_out in rows:
-                    found[key] = Answer(text, bool(refused), tokens_in, tokens_out)
+                for key, text, refused, tokens_in, tokens_out, tokens in rows:
+                    logprobs = None if tokens is None else json.loads(tokens)
+                    found[key] = Answer(text, bool(refused), tokens_in, tokens_out, logprobs)
         return found
 
     def put(self, key: str, answer: str) -> None:
@@ -148,6 +163,15 @@ class Ledger:
                     "(SELECT 1 FROM answers WHERE request = ?)",
                     [(key, key) for key in answers],
                 )
+            db.executemany(
+                "INSERT OR IGNORE INTO logprobs SELECT ?1, ?2 WHERE NOT EXISTS "
+                "(SELECT 1 FROM answers WHERE request = ?1)",
+                [
+                    (key, json.dumps(one.logprobs))
+                    for key, one in answers.items()
+                    if one.logprobs is not None
+                ],
+            )
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("COMMIT")
 

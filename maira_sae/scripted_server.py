@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import random
 import sys
 import threading
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from autointerp.limits import count_tokens
 from hooks.files import ConfigError, fingerprint, reject_unknown_keys
 from maira_sae.scripted_batches import Batches
 
@@ -57,6 +59,8 @@ class Script:
     """The same in seconds or as an HTTP date, as the standard has it."""
     schemas: bool = True
     """Whether ``response_format`` is known."""
+    logprobs: str = "ignored"
+    """What becomes of a wish for log-probabilities: ``ignored``, ``told`` or ``refused``."""
     usage: bool = True
     """Whether replies count tokens."""
     seed: int = 0
@@ -64,6 +68,17 @@ class Script:
     """From the creation of a batch to its end."""
     batch_ends: tuple[str, ...] = ()
     """How the first batches end (:mod:`maira_sae.scripted_batches`); later ones are completed."""
+
+
+class Sure(str):
+    """A reply of yes or no with how sure the server says it is."""
+
+    probability: float
+
+    def __new__(cls, text: str, probability: float) -> Sure:
+        made = super().__new__(cls, text)
+        made.probability = probability
+        return made
 
 
 def echo(body: Mapping[str, Any]) -> str:
@@ -97,12 +112,20 @@ class ScriptedServer:
         """Status and reply for a line of a batch; by chance it meets a server error."""
         self.asked[key] += 1
         action = self.action(key)
-        if not self.script.schemas and "response_format" in body:
-            return 400, _error("unknown field response_format")
+        if unknown := self.unknown(body):
+            return 400, _error(f"unknown field {unknown}")
         if action not in ("ok", "refusal"):
             return 500, _error("scripted")
         self.answered[key] += 1
         return 200, self.completion(action, body)
+
+    def unknown(self, body: Mapping[str, Any]) -> str | None:
+        """A part of a request that this server does not know."""
+        if not self.script.schemas and "response_format" in body:
+            return "response_format"
+        if self.script.logprobs == "refused" and "logprobs" in body:
+            return "logprobs"
+        return None
 
     @property
     def url(self) -> str:
@@ -136,17 +159,23 @@ class ScriptedServer:
     def completion(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
         """A chat completion."""
         message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I decline."}
+        logprobs = None
         if action == "ok":
-            message = {"role": "assistant", "content": self.reply(body)}
+            text = self.reply(body)
+            message = {"role": "assistant", "content": text}
+            if body.get("logprobs") and self.script.logprobs == "told":
+                logprobs = {"content": [_alternatives(text)]}
         reply: dict[str, Any] = {
             "id": "scripted",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
+            ],
         }
         if self.script.usage:
-            n = sum(len(message["content"]) for message in body["messages"]) // 4
+            n = count_tokens(body["messages"])
             reply["usage"] = {"prompt_tokens": n, "completion_tokens": 4, "total_tokens": n + 4}
         return reply
 
@@ -223,8 +252,8 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
         elif action == "malformed":
             self._write(200, b'{"choices": [{"mess')
-        elif not script.schemas and "response_format" in body:
-            self._send(400, _error("unknown field response_format"))
+        elif unknown := server.unknown(body):
+            self._send(400, _error(f"unknown field {unknown}"))
         elif action == "truncated":
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{")
             self.transport.close()
@@ -244,6 +273,16 @@ class _Connection(asyncio.Protocol):
         )
         head = f"HTTP/1.1 {status} {_REASONS[status]}\r\n{lines}\r\n"
         self.transport.write(head.encode() + payload)
+
+
+def _alternatives(text: str) -> dict[str, Any]:
+    """A reply of one token, with yes and no where it is one of them."""
+    told = [{"token": text, "logprob": 0.0}]
+    if isinstance(text, Sure):
+        other = {"yes": "no", "no": "yes"}[text]
+        shares = {text: text.probability, other: 1 - text.probability}
+        told = [{"token": token, "logprob": math.log(p)} for token, p in shares.items() if p > 0]
+    return {**told[0], "top_logprobs": told}
 
 
 def _error(message: str) -> dict[str, Any]:
