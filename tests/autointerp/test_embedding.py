@@ -123,7 +123,7 @@ def test_minilm_agrees_with_its_weights_by_hand_and_batches_change_nothing():
     truth = torch.stack([by_hand(text, embed._tokenizer) for text in texts])
     torch.testing.assert_close(vectors.double(), truth, atol=1e-5, rtol=0)
     near = vectors @ vectors.T
-    assert near[0, 1] > 0.6 and near[0, 2] < 0.1
+    assert near[0, 1] > near[0, 2]  # a paraphrase is nearer than another subject
     alone = torch.cat([embed([text]) for text in texts])
     torch.testing.assert_close(vectors, alone, atol=1e-5, rtol=0)
     assert embed([]).shape == (0, 384)
