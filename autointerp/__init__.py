@@ -1,6 +1,7 @@
 """Dictionaries → labels: an LLM names latents, and each name is tested on held-out patients."""
 
 from autointerp.activations import latent_activations
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, EndpointConfig, Ledger, Reply, Request
 from autointerp.collect import CollectConfig, collect
 from autointerp.delphi import DelphiConfig, write_delphi_cache
@@ -20,6 +21,7 @@ from autointerp.redact import redact
 from autointerp.scores import Score, read_scores, write_scores
 
 __all__ = [
+    "BatchConfig",
     "Client",
     "CollectConfig",
     "DelphiConfig",

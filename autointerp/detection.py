@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from autointerp.client import Client, Request
 from autointerp.explainers import plain_text, strong_from
 from autointerp.features import SILENT, Example, Features
-from autointerp.scores import Verdict
+from autointerp.scores import Verdict, probability_of_yes
 
 MAX_TOKENS = 4
 """Of a yes or no."""
@@ -21,6 +21,20 @@ DETECT = (
     "You check whether excerpts of chest X-ray reports express a concept. Answer with one word: "
     "yes or no."
 )
+TOP_LOGPROBS = 5
+"""As many as every endpoint that tells any will tell."""
+
+
+class Asked(Protocol):
+    """A question with a yes or no for an answer, and the right one."""
+
+    @property
+    def patient(self) -> str: ...
+    @property
+    def truth(self) -> bool: ...
+    def request(self) -> Request:
+        """What is asked."""
+        ...
 
 
 class Question(NamedTuple):
@@ -35,7 +49,7 @@ class Question(NamedTuple):
         """What is asked."""
         asked = f"Concept: {self.label}\nExcerpt: {self.text}\nExpressed?"
         messages = [{"role": "system", "content": DETECT}, {"role": "user", "content": asked}]
-        return Request(messages, MAX_TOKENS)
+        return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
 
 
 def questions(
@@ -61,13 +75,20 @@ def questions(
     ]
 
 
-def ask(client: Client, asked: Mapping[Any, Sequence[Question]]) -> dict[Any, list[Verdict]]:
+def ask(
+    client: Client, asked: Mapping[Any, Sequence[Asked]], name: str = "detection"
+) -> dict[Any, list[Verdict]]:
     """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``."""
     flat = [question for some in asked.values() for question in some]
-    replies = iter(client.ask_all([question.request() for question in flat], "detection"))
+    replies = iter(client.ask_all([question.request() for question in flat], name))
     return {
         key: [
-            Verdict(question.patient, question.truth, read_answer(reply.text))
+            Verdict(
+                question.patient,
+                question.truth,
+                read_answer(reply.text),
+                probability_of_yes(reply.logprobs),
+            )
             for question, reply in zip(some, replies, strict=False)
         ]
         for key, some in asked.items()

@@ -79,7 +79,7 @@ def text_request(features: Features, latent: int, tokenizer: Any, modality: str)
         return None
     on = [marked_text(one, tokenizer) for one in fires]
     off = [plain_text(one, tokenizer) for one in silent]
-    return Request(_grouped(TEXT, on, off), MAX_TOKENS, Explanation)
+    return Request(grouped(TEXT, on, off), MAX_TOKENS, Explanation)
 
 
 def report_request(
@@ -89,7 +89,7 @@ def report_request(
     if features.dense(latent) or modality not in IMAGES:
         return None
     on, off = reports_of(features, latent, studies, modality)
-    return Request(_grouped(REPORTS, on, off), MAX_TOKENS, Explanation) if on else None
+    return Request(grouped(REPORTS, on, off), MAX_TOKENS, Explanation) if on else None
 
 
 def reports_of(
@@ -113,6 +113,7 @@ def plain_text(example: Example, tokenizer: Any) -> str:
     return tokenizer.decode(example.token_ids, clean_up_tokenization_spaces=False).strip()
 
 
-def _grouped(question: str, on: Sequence[str], off: Sequence[str]) -> Messages:
+def grouped(question: str, on: Sequence[str], off: Sequence[str]) -> Messages:
+    """A question over two groups of texts, as one message."""
     groups = "\n".join([FIRES, *(f"- {t}" for t in on), "", SILENT_HEAD, *(f"- {t}" for t in off)])
     return [{"role": "user", "content": f"{question}\n\n{groups}"}]

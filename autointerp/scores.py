@@ -112,22 +112,24 @@ def _error(
     return float(np.nanstd(values, ddof=1))
 
 
-def probability_of_yes(top: Sequence[Mapping[str, Any]]) -> float | None:
-    """P(yes) among yes and no, of the ``top_logprobs`` of a reply's first token.
+def probability_of_yes(logprobs: Sequence[Mapping[str, float]] | None) -> float | None:
+    """P(yes) among yes and no, of the log-probabilities of a reply's tokens (:class:`Reply`).
 
-    ``None`` where neither word is among them.
+    The first token among whose alternatives either word is decides: what comes before it is a
+    quotation mark or the like. ``None`` where neither word is anywhere.
 
-    >>> round(probability_of_yes([{"token": " Yes", "logprob": -0.1}, {"token": "no",
-    ... "logprob": -2.4}]), 3)
+    >>> round(probability_of_yes([{" Yes": -0.1, "no": -2.4, "It": -9.0}, {".": 0.0}]), 3)
     0.909
     """
-    mass = {"yes": 0.0, "no": 0.0}
-    for entry in top:
-        word = str(entry["token"]).strip().lower()
-        if word in mass:
-            mass[word] += math.exp(entry["logprob"])
-    total = mass["yes"] + mass["no"]
-    return mass["yes"] / total if total > 0 else None
+    for token in logprobs or ():
+        mass = {"yes": 0.0, "no": 0.0}
+        for text, logprob in token.items():
+            word = text.strip().lower()
+            if word in mass:
+                mass[word] += math.exp(logprob)
+        if total := mass["yes"] + mass["no"]:
+            return mass["yes"] / total
+    return None
 
 
 def other_labels(labels: Mapping[int, str | None], seed: int = 0) -> dict[int, str | None]:

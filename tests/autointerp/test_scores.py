@@ -65,10 +65,11 @@ def test_copies_of_a_patient_do_not_make_the_error_smaller():
 
 
 def test_the_probability_of_yes_is_among_yes_and_no():
-    top = [{"token": "Yes", "logprob": np.log(0.3)}, {"token": " yes", "logprob": np.log(0.3)}]
-    top += [{"token": "No", "logprob": np.log(0.2)}, {"token": "Maybe", "logprob": np.log(0.2)}]
-    assert probability_of_yes(top) == pytest.approx(0.75)
-    assert probability_of_yes(top[3:]) is None
+    shares = {"Yes": 0.3, " yes": 0.3, "No": 0.2, "Maybe": 0.2}
+    top = {token: np.log(share) for token, share in shares.items()}
+    assert probability_of_yes([top]) == pytest.approx(0.75)
+    assert probability_of_yes([{"**": 0.0}, top, {"No": 0.0}]) == pytest.approx(0.75)
+    assert probability_of_yes([{"Maybe": 0.0}]) is probability_of_yes(None) is None
 
 
 def test_another_label_never_says_the_same():
