@@ -14,6 +14,7 @@ from autointerp.client import Client, Request
 from autointerp.explainers import plain_text, strong_from
 from autointerp.features import SILENT, Example, Features
 from autointerp.scores import Verdict, probability_of_yes
+from autointerp.statistics import words_express
 
 MAX_TOKENS = 4
 """Of a yes or no."""
@@ -36,6 +37,10 @@ class Asked(Protocol):
         """What is asked."""
         ...
 
+    def expressed(self) -> bool:
+        """The answer of word statistics."""
+        ...
+
 
 class Question(NamedTuple):
     """A label held against one excerpt."""
@@ -50,6 +55,10 @@ class Question(NamedTuple):
         asked = f"Concept: {self.label}\nExcerpt: {self.text}\nExpressed?"
         messages = [{"role": "system", "content": DETECT}, {"role": "user", "content": asked}]
         return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
+
+    def expressed(self) -> bool:
+        """Whether the excerpt has the label's words."""
+        return words_express(self.label, self.text)
 
 
 def questions(

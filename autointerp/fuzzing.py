@@ -9,6 +9,7 @@ asked about at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from autointerp.detection import MAX_TOKENS, TOP_LOGPROBS
 from autointerp.evidence import marked_text, token_texts
 from autointerp.explainers import strong_from
 from autointerp.features import SILENT, Example, Features
+from autointerp.statistics import FUNCTION_WORDS, words_of
 
 LEAST = 0.3
 """Share of an excerpt's peak from which a token is marked."""
@@ -44,6 +46,11 @@ class Marked(NamedTuple):
         asked = f"Concept: {self.label}\nExcerpt: {self.text}{FIT}"
         messages = [{"role": "system", "content": FUZZ}, {"role": "user", "content": asked}]
         return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
+
+    def expressed(self) -> bool:
+        """Whether most of the marked words are the label's."""
+        marked = set(words_of(" ".join(re.findall("<<(.*?)>>", self.text)))) - FUNCTION_WORDS
+        return 2 * len(marked & set(words_of(self.label))) > len(marked)
 
 
 def questions(

@@ -7,12 +7,13 @@ Two labellers answer the same questions: :class:`Llm`, any OpenAI-compatible end
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from autointerp import fuzzing
 from autointerp.client import Client, EndpointConfig, Ledger, Request
-from autointerp.detection import Question, ask, questions
+from autointerp.detection import Asked, ask, questions
 from autointerp.explainers import (
     Explanation,
     plain_text,
@@ -24,7 +25,8 @@ from autointerp.explainers import (
 )
 from autointerp.features import IMAGES, MODALITIES, Features
 from autointerp.labels import FORMAT_VERSION, KIND, REMEDY, Label, read_labels, write_labels
-from autointerp.scores import Score, Verdict, judge, other_labels
+from autointerp.scores import Score, Verdict
+from autointerp.scoring import score_labels
 from autointerp.statistics import words_express
 from hooks.files import (
     ConfigError,
@@ -87,7 +89,7 @@ class Labeller(Protocol):
         """An explanation of each latent; ``None`` where none was to be had."""
         ...
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
         """A verdict on every question."""
         ...
 
@@ -124,7 +126,7 @@ class Llm:
                 found[latent] = reply.value
         return found
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
         return ask(self.client, asked)
 
 
@@ -155,9 +157,9 @@ class Words:
             found[latent] = Explanation(label=label, confidence=sure, evidence=label or "")
         return found
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
         return {
-            key: [Verdict(q.patient, q.truth, words_express(q.label, q.text)) for q in some]
+            key: [Verdict(q.patient, q.truth, q.expressed()) for q in some]
             for key, some in asked.items()
         }
 
@@ -218,23 +220,46 @@ def detection_scores(
 
     Latents without a label have no score.
     """
-    named = {one.latent: one for one in labels if one.label and one.modality not in IMAGES}
-    others = other_labels({latent: one.label for latent, one in named.items()})
 
-    def about(latent: int, label: str) -> list[Question]:
-        modality = named[latent].modality
+    def about(latent: int, label: str, modality: str) -> Sequence[Asked]:
         return questions(features, latent, label, tokenizer, modality, side, strong)
 
-    own = {latent: about(latent, str(one.label)) for latent, one in named.items()}
-    shuffled = {latent: about(latent, text) for latent, text in others.items() if text}
-    said, said_of_other = labeller.detect(own), labeller.detect(shuffled)
+    return _scores("detection", labels, labeller, about)
+
+
+def fuzzing_scores(
+    features: Features,
+    labels: Sequence[Label],
+    labeller: Labeller,
+    tokenizer: Any,
+    side: str = "score",
+    strong: bool = False,
+) -> list[Score]:
+    """Fuzzing (:mod:`autointerp.fuzzing`) of every label of text, as :func:`detection_scores`."""
+
+    def about(latent: int, label: str, modality: str) -> Sequence[Asked]:
+        return fuzzing.questions(features, latent, label, tokenizer, modality, side, strong)
+
+    return _scores("fuzzing", labels, labeller, about)
+
+
+def _scores(
+    scorer: str,
+    labels: Sequence[Label],
+    labeller: Labeller,
+    about: Callable[[int, str, str], Sequence[Asked]],
+) -> list[Score]:
+    by_modality: dict[str, dict[int, str | None]] = {}
+    for one in labels:
+        if one.label and one.modality not in IMAGES:
+            by_modality.setdefault(one.modality, {})[one.latent] = one.label
     scores = []
-    for latent, one in named.items():
-        score = judge(latent, "detection", one.modality, said[latent])
-        if latent in said_of_other:
-            other = judge(latent, "detection", one.modality, said_of_other[latent])
-            score = replace(score, baseline=other.value)
-        scores.append(score)
+    for modality, named in by_modality.items():
+
+        def own(latent: int, label: str, modality: str = modality) -> Sequence[Asked]:
+            return about(latent, label, modality)
+
+        scores += score_labels(labeller.detect, scorer, named, own, modality)
     return scores
 
 

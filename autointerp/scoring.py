@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from autointerp.client import Client
-from autointerp.detection import Asked, ask
+from autointerp.detection import Asked
 from autointerp.scores import Score, Verdict, judge, other_labels
 
 QuestionsOf = Callable[[int, str], Sequence[Asked]]
 """Questions about a latent by a label, such as :func:`autointerp.fuzzing.questions`."""
 
 
+Answers = Callable[[Mapping[Any, Sequence[Asked]]], Mapping[Any, Sequence[Verdict]]]
+"""Who answers: verdicts by key, such as :meth:`autointerp.labelling.Labeller.detect`."""
+
+
 def score_labels(
-    client: Client,
+    answers: Answers,
     scorer: str,
     labels: Mapping[int, str | None],
     questions_of: QuestionsOf,
     modality: str = "report",
     seed: int = 0,
 ) -> list[Score]:
-    """A score for every latent with its shuffled baseline; all requests are sent together.
+    """A score for every latent with its shuffled baseline; everything is asked together.
 
     No clear concept predicts nothing: it is taken to answer no to every question, which is chance,
     and nothing is sent.
@@ -32,7 +36,7 @@ def score_labels(
     for latent, other in others.items():
         if other is not None:
             asked[latent, "other"] = questions_of(latent, other)
-    said = ask(client, asked, scorer)
+    said = answers(asked)
     scores = []
     for latent, label in labels.items():
         if label is None:

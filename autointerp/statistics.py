@@ -78,7 +78,7 @@ def _best_together(
         has.append(np.array([[w in text for w in words] for text in texts]).reshape(-1, len(words)))
         other = [[OPPOSITES.get(w) in text for w in words] for text in texts]
         against.append(np.array(other).reshape(-1, len(words)) & ~has[-1])
-    scored = []
+    scored: list[tuple[float, int, list[int], list[int]]] = []
     for size in range(1, min(MAX_WORDS, len(words)) + 1):
         for own in map(list, combinations(range(len(words)), size)):
             said = [
@@ -87,7 +87,8 @@ def _best_together(
             ]
             hits, alarms = (float(side.mean()) if len(side) else 0.0 for side in said)
             scored.append((hits - alarms, size, [-i for i in own], own))
-    return [words[i] for i in max(scored)[3]]
+    best = max(scored)[3]
+    return [words[i] for i in best]
 
 
 def _place(word: str, texts: Sequence[str]) -> float:

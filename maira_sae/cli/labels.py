@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hooks.files import MairaSaeError
+from hooks.files import MairaSaeError, nearest
 from maira_sae.cli.app import app
 from maira_sae.cli.options import (
     AllowRemote,
@@ -120,6 +120,9 @@ def score(
     features: FeaturesFolder,
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Label folder.")],
     out: Annotated[Path, typer.Option(help="Scores folder to make.")],
+    scorers: Annotated[
+        str, typer.Option(help="Of detection, fuzzing and embedding (MiniLM, on this machine).")
+    ] = "detection",
     strong: Annotated[
         bool, typer.Option("--strong", help="Leave weak firings out of the positives.")
     ] = False,
@@ -143,6 +146,8 @@ def score(
     could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
     """
     from autointerp import Features, detection_scores, labeller_of, read_labels, write_scores
+    from autointerp.embedding import MiniLM, embedding_scores
+    from autointerp.labelling import fuzzing_scores
 
     found, names = Features.open(features), read_labels(labels)
     limits = (
@@ -152,11 +157,24 @@ def score(
     where = _limited(endpoint_of(endpoint, llm, allow_remote), limits, redact)
     tokenizer = _tokenizer(model, found)
     who = labeller_of(where, tokenizer, labels)
-    scores = detection_scores(found, names, who, tokenizer, strong=strong)
-    write_scores(scores, out, judge=who.model, strong=strong)
+    scores = []
+    for scorer in scorers.split(","):
+        if scorer == "detection":
+            scores += detection_scores(found, names, who, tokenizer, strong=strong)
+        elif scorer == "fuzzing":
+            scores += fuzzing_scores(found, names, who, tokenizer, strong=strong)
+        elif scorer == "embedding":
+            of_text = {one.latent: one.label for one in names if one.modality == "report"}
+            scores += embedding_scores(found, of_text, tokenizer, MiniLM())
+        else:
+            known = ("detection", "fuzzing", "embedding")
+            raise MairaSaeError(
+                f"no scorer {scorer!r}{nearest(scorer, known)}; choose from {', '.join(known)}"
+            )
+    write_scores(scores, out, judge=who.model, scorers=scorers, strong=strong)
     by_latent = {one.latent: one.label for one in names}
     lines = [
-        f"{one.latent}\t{by_latent[one.latent]}\t{_shown(one.value)} (other label "
+        f"{one.latent}\t{by_latent[one.latent]}\t{one.scorer} {_shown(one.value)} (other label "
         f"{_shown(one.baseline)}; {one.n} answers, {one.coverage:.0%} read)"
         for one in scores
     ]

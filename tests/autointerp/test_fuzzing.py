@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from autointerp import Llm
 from autointerp.client import Client, EndpointConfig, Ledger
 from autointerp.detection import questions as detection_questions
 from autointerp.features import Example
@@ -51,7 +52,7 @@ def client_of(server, folder):
 def score(folder, labels, answer=reply, ask=questions, **script):
     with serving(Script(**script), answer) as server:
         scores = score_labels(
-            client_of(server, folder),
+            Llm(client_of(server, folder), Words()).detect,
             "detection" if ask is detection_questions else "fuzzing",
             labels,
             lambda latent, label: ask(Known(), latent, label, Words()),

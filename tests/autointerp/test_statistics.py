@@ -20,8 +20,8 @@ def test_no_difference_is_no_label():
 
 def test_words_are_chosen_together():
     """Each word alone is in one half of the firing texts or in silent ones; two tell them best."""
-    on = ["right effusion"] * 20
-    off = ["right nodule"] * 10 + ["left effusion"] * 10 + ["clear"] * 10
+    on = ["right effusion"] * 60
+    off = ["right nodule"] * 10 + ["left effusion"] * 10 + ["heart is clear"] * 100
     assert distinctive_words(on, off) == ["right", "effusion"]
 
 
