@@ -1,19 +1,634 @@
-"""Example sentences for chosen latents: what they fire on, and what they do not."""
+"""Every latent's statistics and examples in one pass over the rows, by modality.
+
+The pass reads each row once and encodes it once. Statistics run along; the non-zero activations go
+to an unnamed temporary file (8 bytes each) from which the chosen examples are read back. Memory is
+bounded by the dictionary, the examples asked for, and 15 bytes a row; it holds no activations but
+those of the studies being read.
+
+The rows are encoded in blocks of :data:`BLOCK_ROWS` however they are read, so the folder is the
+same bytes for any size of read. A pass that is killed leaves nothing, and starts again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks.files import ConfigError
+from autointerp.contrast import Contrast, fraction, label_groups, neighbours
+from autointerp.features import FORMAT_VERSION, IMAGES, KIND, KINDS, MODALITIES, SETS, Features
+from autointerp.layout import READ_ROWS, FolderSource, Layout, LiveSource, Piece
+from autointerp.tally import Running, Sketch
+from hooks.files import (
+    ConfigError,
+    FolderError,
+    atomic_folder,
+    file_record,
+    fingerprint,
+    is_sealed,
+    seal,
+    write_json,
+)
+from hooks.progress import track
 from hooks.roles import Role
-from hooks.store import ActivationFolder
+from hooks.store import ActivationFolder, StudyRows
+from hooks.studies import Study, split_of
+from sae.kernels import Above, Code, TopK, Weights, select
 from sae.model import MatryoshkaSAE
+
+BLOCK_ROWS = 4096
+CHUNK_VALUES = 1 << 20
+"""Values of examples that are read back and written together."""
+N_NEIGHBOURS = 4
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How many examples of each latent, in each modality and set."""
+
+    n_top: int = 8
+    """Strongest sentences or films, one a study."""
+    n_quantile: int = 8
+    """Spread evenly over the ranks of all studies in which it fires, none of them a top one."""
+    n_contrast: int = 4
+    """Silent ones of each of four kinds."""
+    score: float = 0.15
+    """Share of patients whose examples score labels. With ``steer`` it takes the held-out side of
+    :func:`hooks.studies.split_of` from 0.2 on downwards, so neither is trained on by default."""
+    steer: float = 0.05
+    """Share of patients for steering; the others explain."""
+    max_tokens: int = 48
+    """A longer text is cut around its peak; a film never is."""
+    dense: float = 0.2
+    """A latent that fires on more than this share of the text rows, or of the image rows, is
+    dense."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_top", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("n_quantile", "n_contrast"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not (self.score > 0 and self.steer >= 0 and self.score + self.steer < 1):
+            raise ConfigError(
+                f"score is {self.score} and steer {self.steer}; they are shares of patients whose "
+                "sum is below 1"
+            )
+        if not 0 < self.dense <= 1:
+            raise ConfigError(f"dense is {self.dense}; it is a share in (0, 1]")
+
+    def set_of(self, patient: str) -> int:
+        """Index in :data:`autointerp.features.SETS`; the same in every run."""
+        if split_of(patient, self.steer) == "heldout":
+            return SETS.index("steer")
+        scores = split_of(patient, self.steer + self.score) == "heldout"
+        return SETS.index("score" if scores else "explain")
+
+
+def collect(
+    sae: MatryoshkaSAE,
+    source: ActivationFolder | Iterable[StudyRows],
+    config: CollectConfig | None,
+    out: Path,
+    studies: Iterable[Study] = (),
+    read_rows: int = READ_ROWS,
+) -> Features:
+    """Statistics and examples of every latent, as the folder ``out``.
+
+    Parameters
+    ----------
+    source
+        A folder, or rows as a model makes them: one :class:`~hooks.store.StudyRows` a study.
+    studies
+        For their labels; without them there are no examples of kind ``same_finding_absent``.
+    read_rows
+        Rows read at a time; no effect on the result.
+
+    Raises
+    ------
+    ConfigError
+        If an activation is not finite.
+    FolderError
+        If ``out`` holds anything but this very result, or the folder lacks the dictionary's site.
+    """
+    config = config or CollectConfig()
+    labels = {study.id: study.labels for study in studies}
+    record: dict[str, Any] = {
+        "config": asdict(config),
+        "site": sae.config.site,
+        "n_latents": sae.config.n_latents,
+        "dictionary_sha256": _digest(sae),
+        "labels_sha256": fingerprint(sorted((k, sorted(v)) for k, v in labels.items())),
+    }
+    if isinstance(source, ActivationFolder):
+        source.check_trained(sae.config.policy)
+        parts = {n: f["sha256"] for n, f in source.manifest["files"].items()}
+        record |= {"model": source.manifest["model"], "rows_sha256": fingerprint(parts)}
+        if is_sealed(out):
+            found = Features.open(out)
+            if any(found.manifest.get(key) != value for key, value in record.items()):
+                raise FolderError(f"{out} holds other features; give a new folder, or delete this")
+            return found
+        rows: FolderSource | LiveSource = FolderSource(source, sae.config.site, read_rows)
+        n_blocks = -(-source.n_tokens // BLOCK_ROWS)
+    else:
+        rows, n_blocks = LiveSource(source, sae.config.site), None
+        record |= {"model": dict(sae.config.model)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _Spool(out.parent) as spool:
+        run = _Pass(sae, config, spool)
+        for block in track(_blocks(run.known(rows)), "collect", total=n_blocks):
+            run.add(block)
+        run.finish()
+        layout = rows.layout
+        with atomic_folder(out) as temporary:
+            _write(temporary, run, layout, labels, sae, config, record)
+    return Features.open(out)
+
+
+def _digest(sae: MatryoshkaSAE) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+class _Spool:
+    """Arrays that grow in unnamed files of a folder, which vanish with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, IO[bytes]] = {}
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        if name not in self._files:
+            self._files[name] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+        self._files[name].write(np.ascontiguousarray(values).data)
+
+    def array(self, name: str, dtype: Any) -> np.ndarray:
+        file = self._files.get(name)
+        if file is None or file.tell() == 0:
+            return np.zeros(0, dtype=dtype)
+        file.flush()
+        return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _blocks(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same rows, :data:`BLOCK_ROWS` at a time; the last block may be shorter."""
+    waiting: list[Piece] = []
+    count = 0
+    for piece in pieces:
+        waiting.append(piece)
+        count += len(piece.modality)
+        if count < BLOCK_ROWS:
+            continue
+        whole = _joined(waiting)
+        full = count - count % BLOCK_ROWS
+        for start in range(0, full, BLOCK_ROWS):
+            yield Piece(*(column[start : start + BLOCK_ROWS] for column in whole))
+        waiting, count = [Piece(*(column[full:] for column in whole))], count - full
+    if count:
+        yield _joined(waiting)
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    x, modality, study = zip(*pieces, strict=True)
+    return Piece(torch.cat(x), np.concatenate(modality), np.concatenate(study))
+
+
+class Encoder:
+    """The non-zero activations of a dictionary, by the kernels of its device."""
+
+    def __init__(self, sae: MatryoshkaSAE) -> None:
+        self.weights = Weights(
+            *(t.detach().contiguous() for t in (sae.W_enc.T, sae.b_enc, sae.W_dec, sae.b_dec))
+        )
+        self.kernels = select(sae.W_dec.device)
+        self.limits = sae.threshold.clamp_min(0) if sae.threshold.ndim else None
+        if sae.config.activation == "topk":
+            self.selection: Above | TopK = TopK(sae.config.k)
+            self.limits = None
+        else:
+            self.selection = Above(max(0.0, float(sae.threshold.min())))
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "n d"]) -> Code:
+        """As :meth:`sae.model.MatryoshkaSAE.encode`, without the zeros."""
+        code = self.kernels.encode(self.weights, x.to(self.weights.W_dec), self.selection)
+        if self.limits is None:
+            return code
+        kept = code.val > self.limits[code.col]
+        ends = torch.cat([code.row_ptr.new_zeros(1), kept.cumsum(0)])
+        return code._replace(row_ptr=ends[code.row_ptr], col=code.col[kept], val=code.val[kept])
+
+
+class _Entries(NamedTuple):
+    row: np.ndarray
+    latent: np.ndarray
+    value: np.ndarray
+    study: np.ndarray
+    modality: np.ndarray
+
+    def take(self, chosen: Any) -> _Entries:
+        return _Entries(*(column[chosen] for column in self))
+
+
+class _Modality:
+    """What runs along for one modality."""
+
+    def __init__(self, n_latents: int, config: CollectConfig, centre: float) -> None:
+        slots = n_latents * len(SETS)
+        self.sketch = Sketch(n_latents, centre)
+        self.studies_fired = np.zeros(n_latents, dtype=np.int64)
+        self.top = Running(slots, config.n_top)
+        # A random sample that still has enough when the top ones are taken out of it.
+        self.sample = Running(slots, config.n_top + config.n_quantile if config.n_quantile else 0)
+
+
+class _Pass:
+    """One pass: blocks of rows in, statistics and spooled activations out."""
+
+    def __init__(self, sae: MatryoshkaSAE, config: CollectConfig, spool: _Spool) -> None:
+        self.encoder, self.config, self.spool = Encoder(sae), config, spool
+        self.F = sae.config.n_latents
+        self.n_rows, self.centre = 0, 0.0
+        self.modalities: dict[int, _Modality] = {}
+        self.sets: list[int] = []
+        self._set_of = np.zeros(0, dtype=np.int64)
+        self._source: FolderSource | LiveSource | None = None
+        self._waiting: list[_Entries] = []
+        self._row_counts: list[np.ndarray] = []
+
+    def known(self, source: FolderSource | LiveSource) -> Iterator[Piece]:
+        """The source's pieces; on the way the sets of new patients are looked up."""
+        for piece in source.pieces():
+            patients = source.patients()
+            self.sets += [self.config.set_of(one) for one in patients[len(self.sets) :]]
+            yield piece
+
+    def add(self, block: Piece) -> None:
+        n = len(block.modality)
+        if not bool(block.x.float().sum().isfinite()) and not bool(block.x.isfinite().all()):
+            raise ConfigError(
+                f"rows {self.n_rows}–{self.n_rows + n - 1} hold NaN or infinity; mend the "
+                "activations"
+            )
+        code = self.encoder(block.x)
+        counts = code.row_ptr.diff().cpu().numpy()
+        local = np.repeat(np.arange(n), counts)
+        latent = code.col.cpu().numpy().astype(np.int64)
+        value = code.val.float().cpu().numpy()
+        self.spool.append("latent", latent.astype(np.int32))
+        self.spool.append("value", value)
+        self._row_counts.append(counts)
+        if self.centre == 0 and len(value):
+            self.centre = float(np.median(value))
+        entries = _Entries(
+            local + self.n_rows, latent, value, block.study[local], block.modality[local]
+        )
+        self.n_rows += n
+        self._waiting.append(entries)
+        last = int(block.study[-1])
+        if int(block.study[0]) != last:
+            joined = self._joined()
+            done = np.searchsorted(joined.study, last)
+            self._settle(joined.take(slice(None, done)))
+            self._waiting = [joined.take(slice(done, None))]
+
+    def finish(self) -> None:
+        """Settle what is left."""
+        if self._waiting:
+            self._settle(self._joined())
+        for one in self.modalities.values():
+            one.top.settle()
+            one.sample.settle()
+
+    def _joined(self) -> _Entries:
+        return _Entries(*(np.concatenate(c) for c in zip(*self._waiting, strict=True)))
+
+    def _settle(self, entries: _Entries) -> None:
+        """Count the entries of whole studies."""
+        if len(self._set_of) < len(self.sets):
+            self._set_of = np.array(self.sets, dtype=np.int64)
+        for modality in np.unique(entries.modality).tolist():
+            own = entries.take(entries.modality == modality)
+            if modality not in self.modalities:
+                self.modalities[modality] = _Modality(self.F, self.config, self.centre)
+            self._tally(modality, self.modalities[modality], own)
+
+    def _tally(self, modality: int, state: _Modality, own: _Entries) -> None:
+        state.sketch.add(own.latent, own.value)
+        # One cell for a study and latent: its largest value and the first row that has it.
+        key = own.study.astype(np.int64) * self.F + own.latent
+        order = np.argsort(key, kind="stable")
+        key, value, row = key[order], own.value[order], own.row[order]
+        starts = np.flatnonzero(np.diff(key, prepend=-1))
+        peak = np.maximum.reduceat(value, starts)
+        lengths = np.diff(starts, append=len(key))
+        is_peak = value == np.repeat(peak, lengths)
+        row = np.minimum.reduceat(np.where(is_peak, row, np.iinfo(np.int64).max), starts)
+        cell = key[starts]
+        self.spool.append(f"cells-{modality}", cell)
+        study, latent = np.divmod(cell, self.F)
+        state.studies_fired += np.bincount(latent, minlength=self.F)
+        slot = self._set_of[study] * self.F + latent
+        state.top.add(slot, peak, row, peak)
+        state.sample.add(slot, fraction(self.config.seed, latent, study), row, peak)
+
+    def values(self, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:
+        """Activations of latents on rows, elementwise, from the spool."""
+        if not hasattr(self, "_ends"):
+            self._ends = np.append(0, np.cumsum(np.concatenate(self._row_counts)))
+            self._columns = self.spool.array("latent", np.int32)
+            self._values = self.spool.array("value", np.float32)
+        out = np.zeros(len(rows), dtype=np.float32)
+        if len(self._columns) == 0 or len(rows) == 0:
+            return out
+        low, end = self._ends[rows], self._ends[rows + 1]
+        high = end.copy()
+        for _ in range(int((high - low).max()).bit_length()):
+            middle = (low + high) >> 1
+            open_ = low < high
+            less = self._columns[np.minimum(middle, len(self._columns) - 1)] < latents
+            low = np.where(open_ & less, middle + 1, low)
+            high = np.where(open_ & ~less, middle, high)
+        hit = np.flatnonzero(low < end)
+        hit = hit[self._columns[low[hit]] == latents[hit]]
+        out[hit] = self._values[low[hit]]
+        return out
+
+
+class _Examples(NamedTuple):
+    """Chosen examples as columns."""
+
+    latent: np.ndarray
+    modality: np.ndarray
+    set: np.ndarray
+    kind: np.ndarray
+    rank: np.ndarray
+    row: np.ndarray
+    peak: np.ndarray
+
+
+def _columns(modality: int, kind: str, F: int, slot: Any, row: Any, peak: Any) -> _Examples:
+    def full(number: int) -> np.ndarray:
+        return np.full(len(slot), number, dtype=np.int64)
+
+    rank = np.arange(len(slot))
+    kinds = full(KINDS.index(kind))
+    return _Examples(slot % F, full(modality), slot // F, kinds, rank, row, peak)
+
+
+def _fired(modality: int, state: _Modality, F: int, n: int) -> Iterator[_Examples]:
+    """The top examples, and others at even ranks among a sample of all that fired."""
+    top = state.top
+    slot, at = np.nonzero(top.row >= 0)
+    yield _columns(modality, "top", F, slot, top.row[slot, at], top.value[slot, at])
+    if n == 0:
+        return
+    sample = state.sample
+    free = sample.row >= 0
+    for rank in range(top.k):
+        free &= sample.row != top.row[:, rank : rank + 1]
+    value = np.where(free, sample.value, -1)
+    order = np.argsort(-value, axis=1, kind="stable")
+    count = free.sum(axis=1)
+    wanted = np.minimum(count, n)
+    j = np.arange(n)
+    place = ((j + 0.5) * count[:, None] / np.maximum(wanted, 1)[:, None]).astype(np.int64)
+    slot, j = np.nonzero(j < wanted[:, None])
+    at = order[slot, place[slot, j]]
+    yield _columns(modality, "quantile", F, slot, sample.row[slot, at], sample.value[slot, at])
+
+
+def _choose(
+    run: _Pass, layout: Layout, labels: dict[str, tuple[str, ...]], sae: MatryoshkaSAE
+) -> _Examples:
+    """All examples, by latent, modality, set and kind."""
+    config, F = run.config, run.F
+    alive = np.flatnonzero(
+        np.any([one.studies_fired > 0 for one in run.modalities.values()] or [np.zeros(F)], axis=0)
+    )
+    nearest = neighbours(sae.W_dec.detach(), alive, N_NEIGHBOURS)
+    set_of = np.array(run.sets, dtype=np.int64)
+    group = label_groups([labels.get(study) for study in layout.studies])
+    found: list[_Examples] = []
+    for modality, state in sorted(run.modalities.items()):
+        found += _fired(modality, state, F, config.n_quantile)
+        if config.n_contrast == 0:
+            continue
+        cells = run.spool.array(f"cells-{modality}", np.int64)
+        own = np.flatnonzero(state.studies_fired)
+        contrast = Contrast(
+            layout,
+            modality,
+            cells,
+            state.top.row,
+            own,
+            set_of,
+            group,
+            nearest,
+            config.n_contrast,
+            config.seed,
+        )
+        for kind, (slot, row) in contrast.all():
+            zero = np.zeros(len(slot), dtype=np.float32)
+            found.append(_columns(modality, kind, F, slot, row, zero))
+    if not found:
+        return _Examples(*(np.zeros(0, dtype=np.int64) for _ in _Examples._fields))
+    whole = _Examples(*(np.concatenate(c) for c in zip(*found, strict=True)))
+    order = np.lexsort((whole.rank, whole.kind, whole.set, whole.modality, whole.latent))
+    return _Examples(*(column[order] for column in whole))
+
+
+def _write(
+    folder: Path,
+    run: _Pass,
+    layout: Layout,
+    labels: dict[str, tuple[str, ...]],
+    sae: MatryoshkaSAE,
+    config: CollectConfig,
+    record: dict[str, Any],
+) -> None:
+    import pyarrow.parquet as pq
+
+    present = np.unique(layout.modality).tolist()
+    write_json(folder / "config.json", record["config"])
+    pq.write_table(_latents_table(run, layout, present, config), folder / "latents.parquet")
+    examples = _choose(run, layout, labels, sae)
+    writer: pq.ParquetWriter | None = None
+    for table in _example_tables(run, layout, examples, config.max_tokens):
+        writer = writer or pq.ParquetWriter(
+            folder / "examples.parquet", table.schema, compression="zstd"
+        )
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+    names = ("config.json", "latents.parquet", "examples.parquet")
+    grids = {MODALITIES[m]: layout.grid(m) for m in present if MODALITIES[m] in IMAGES}
+    counts = np.bincount(np.array(run.sets), minlength=len(SETS)).tolist()
+    seal(
+        folder,
+        KIND,
+        FORMAT_VERSION,
+        {name: file_record(folder / name) for name in names},
+        **record,
+        n_rows=len(layout),
+        n_studies=len(layout.studies),
+        studies_by_set=dict(zip(SETS, counts, strict=True)),
+        modalities=[MODALITIES[m] for m in present],
+        grids=grids,
+        n_examples=len(examples.latent),
+    )
+
+
+def _latents_table(run: _Pass, layout: Layout, present: list[int], config: CollectConfig) -> Any:
+    import pyarrow as pa
+
+    F = run.F
+    n_rows = np.bincount(layout.modality, minlength=len(MODALITIES))
+    columns: dict[str, list[np.ndarray]] = {}
+    groups = {True: np.zeros((2, F)), False: np.zeros((2, F))}
+    for modality in present:
+        state = run.modalities.get(modality) or _Modality(F, config, 1.0)
+        sketch, total = state.sketch, int(n_rows[modality])
+        count = sketch.count
+        rows = groups[MODALITIES[modality] in IMAGES]
+        rows += np.stack([count, np.full(F, total)])
+        own = layout.study[layout.modality == modality]
+        found = {
+            "n_rows": np.full(F, total),
+            "n_fired": count,
+            "rate": count / total,
+            "mean": sketch.total / total,
+            "mean_fired": sketch.total / np.maximum(count, 1),
+            "max": sketch.max.astype(np.float64),
+            **{f"p{q}": sketch.quantile(q / 100) for q in (50, 90, 99)},
+            "n_studies": np.full(F, len(np.unique(own))),
+            "n_studies_fired": state.studies_fired,
+        }
+        for name, values in found.items():
+            columns.setdefault(name, []).append(values)
+    dense = np.zeros(F, dtype=bool)
+    for fired, total in groups.values():
+        dense |= fired > config.dense * total
+    names = pa.array([MODALITIES[m] for m in present])
+    codes = np.tile(np.arange(len(present), dtype=np.int8), F)
+    table = {
+        "latent": np.repeat(np.arange(F), len(present)),
+        "modality": pa.DictionaryArray.from_arrays(pa.array(codes), names).cast(pa.string()),
+        **{name: np.stack(arrays, axis=1).ravel() for name, arrays in columns.items()},
+        "dense": np.repeat(dense, len(present)),
+    }
+    return pa.table(table)
+
+
+def _example_tables(
+    run: _Pass, layout: Layout, examples: _Examples, max_tokens: int
+) -> Iterator[Any]:
+    """The examples in chunks of about :data:`CHUNK_VALUES` values; at least one table."""
+    starts = layout.unit_starts
+    unit = layout.unit[examples.row]
+    first, last = starts[unit], starts[unit + 1] - 1
+    image = np.isin(examples.modality, [MODALITIES.index(name) for name in IMAGES])
+    begin = np.maximum(first, np.minimum(examples.row - max_tokens // 2, last + 1 - max_tokens))
+    first = np.where(image, first, begin)
+    last = np.where(image, last, np.minimum(last, first + max_tokens - 1))
+    grids = np.array([layout.grid(m) or (0, 0) for m in range(len(MODALITIES))])
+    length = np.where(image, grids[examples.modality].prod(axis=1), last + 1 - first)
+    ends = np.cumsum(length)
+    bounds = np.searchsorted(
+        ends, np.arange(CHUNK_VALUES, ends[-1] if len(ends) else 0, CHUNK_VALUES)
+    )
+    edges = np.unique(np.concatenate([[0], bounds, [len(length)]]))
+    if len(length) == 0:
+        edges = np.array([0, 0])
+    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        own = slice(low, high)
+        part = _Examples(*(column[own] for column in examples))
+        yield _table(run, layout, part, first[own], last[own], length[own], image[own], grids)
+
+
+def _table(
+    run: _Pass,
+    layout: Layout,
+    part: _Examples,
+    first: np.ndarray,
+    last: np.ndarray,
+    length: np.ndarray,
+    image: np.ndarray,
+    grids: np.ndarray,
+) -> Any:
+    import pyarrow as pa
+
+    n = len(part.latent)
+    n_rows = last + 1 - first
+    owner = np.repeat(np.arange(n), n_rows)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    rows = first[owner] + within
+    on_film = image[owner]
+    columns = grids[part.modality][owner, 1]
+    patch = layout.patch_row[rows].astype(np.int64) * columns + layout.patch_column[rows]
+    offsets = np.append(0, np.cumsum(length))
+    values = np.full(offsets[-1], np.nan, dtype=np.float32)
+    found = np.zeros(len(rows), dtype=np.float32)
+    fires = np.flatnonzero(part.peak[owner] > 0)
+    found[fires] = run.values(rows[fires], part.latent[owner[fires]])
+    values[offsets[owner] + np.where(on_film, patch, within)] = found
+    words = np.flatnonzero(~on_film)
+    word_offsets = np.append(0, np.cumsum(np.where(image, 0, n_rows)))
+    study = layout.study[part.row]
+    sentence = layout.sentence[part.row].astype(np.int16)
+
+    def names(values: Sequence[str], place: np.ndarray) -> Any:
+        codes = pa.array(place.astype(np.int32))
+        return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string())).cast(
+            pa.string()
+        )
+
+    sequences = np.array(layout.sequences, dtype=np.int64)
+    views = [name if name in IMAGES else None for name in MODALITIES]
+    return pa.table(
+        {
+            "latent": part.latent.astype(np.int32),
+            "modality": names(MODALITIES, part.modality),
+            "kind": names(KINDS, part.kind),
+            "set": names(SETS, part.set),
+            "study": names(layout.studies, study),
+            "patient": names(layout.patients, study),
+            "sequence": sequences[study] if n else np.zeros(0, dtype=np.int64),
+            "view": pa.array([views[m] for m in part.modality.tolist()], pa.string()),
+            "first_row": first.astype(np.int64),
+            "last_row": last.astype(np.int64),
+            "peak_row": part.row.astype(np.int64),
+            "peak": part.peak.astype(np.float32),
+            "values": pa.ListArray.from_arrays(
+                pa.array(offsets.astype(np.int32)), pa.array(values)
+            ),
+            "token_ids": pa.ListArray.from_arrays(
+                pa.array(word_offsets.astype(np.int32)), pa.array(layout.token_id[rows[words]])
+            ),
+            "sentence": pa.array(sentence, mask=(sentence < 0) | image),
+        }
+    )
 
 
 class Example(NamedTuple):

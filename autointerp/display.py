@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from hooks.progress import Bars
 
 
-class JobDisplay:
-    """A line with requests done and failed, cost and time left; silent outside terminals.
-
-    Use as a context manager.
-    """
+class JobDisplay(Bars):
+    """A line with requests done and failed, cost and time left."""
 
     def __init__(self, name: str, total: int, kept: int, shown: bool = True) -> None:
-        console = Console(stderr=True)
-        visible = shown and (console.is_terminal or console.is_jupyter)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not visible,
-        )
-        self._task = self._progress.add_task(name, total=total, completed=kept, figures="")
-
-    def __enter__(self) -> JobDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        super().__init__(shown)
+        self._name, self._total = name, total
+        self.show(name, kept, total)
 
     def update(self, done: int, failed: int, retries: int, cost: float | None) -> None:
         """Show the state of the job."""
-        self._progress.update(self._task, completed=done, figures=figures(failed, retries, cost))
+        self.show(self._name, done, self._total, figures(failed, retries, cost))
 
 
 def figures(failed: int, retries: int, cost: float | None) -> str:

@@ -62,6 +62,20 @@ class FormatError(MairaSaeError):
     """A dictionary of another library is unreadable, incomplete or ambiguous."""
 
 
+class DisclosureError(MairaSaeError):
+    """What was to leave the machine holds patient text, films, identifiers or local paths."""
+
+
+class HubError(MairaSaeError):
+    """A Hub repository cannot be read or written as asked."""
+
+
+class UploadError(HubError):
+    """An upload broke off; what the Hub has already is not sent again."""
+
+    resumable = True
+
+
 class EndpointError(MairaSaeError):
     """A language-model endpoint is down, refuses, or may not be used."""
 

@@ -43,6 +43,7 @@ from hooks.files import (
     verify,
     write_json,
 )
+from hooks.html import bars, facts
 from hooks.policies import check_roles
 from hooks.roles import NONE, Role, Tokens, View
 from hooks.studies import Skipped, split_of
@@ -324,6 +325,19 @@ class ActivationFolder:
 
     def __repr__(self) -> str:
         return f"ActivationFolder({self.folder}, {self.n_tokens:,} tokens, sites {self.sites})"
+
+    def _repr_html_(self) -> str:
+        names, counts = np.unique(self.column("role"), return_counts=True)
+        shown = {
+            "folder": self.folder,
+            "model": self.manifest.get("model", {}).get("id"),
+            "policy": self.policy,
+            "studies": self.manifest.get("n_studies"),
+            "skipped": self.manifest.get("n_skipped") or None,
+            "tokens": self.n_tokens,
+            "sites": [f"{site} ({self.width(site)} wide)" for site in self.sites],
+        }
+        return facts("Activations", shown) + bars(counts.tolist(), names.tolist(), "tokens by role")
 
     @property
     def policy(self) -> str:

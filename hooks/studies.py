@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from hooks.files import StudyError, nearest
 from hooks.grounding import Box
+from hooks.html import facts, picture
 
 STUDIES_FILE = "studies.jsonl"
 Split = Literal["train", "heldout"]
@@ -128,6 +129,20 @@ class Study(BaseModel):
     """The data set's own split. :meth:`split` does not use it: it needs the patient alone, so
     that a folder of activations can be split again without the data set."""
 
+    def _repr_html_(self) -> str:
+        views = (("frontal", self.frontal), ("lateral", self.lateral), ("prior", self.prior))
+        films = "".join(_picture(path, name) for name, path in views if path is not None)
+        shown = {
+            "patient": self.patient,
+            "indication": self.indication,
+            "technique": self.technique,
+            "comparison": self.comparison,
+            "report": self.report,
+            "labels": self.labels,
+            "sentences": [_with_boxes(sentence) for sentence in self.sentences],
+        }
+        return f"<div>{films}</div>{facts(f'Study {self.id}', shown)}"
+
     def films(self) -> tuple[Path, ...]:
         """Paths of the films there are, in MAIRA-2's order."""
         return tuple(p for p in (self.frontal, self.lateral, self.prior) if p is not None)
@@ -139,6 +154,20 @@ class Study(BaseModel):
     def split(self, heldout: float = 0.2) -> Split:
         """``"heldout"`` for that fraction of patients, chosen by a hash, stable everywhere."""
         return split_of(self.patient or self.id, heldout)
+
+
+def _picture(path: Path, view: str) -> str:
+    from hooks.images import read_image
+
+    try:
+        return picture(read_image(path), view)
+    except StudyError as error:
+        return facts(view, {"not shown": error})
+
+
+def _with_boxes(sentence: Sentence) -> str:
+    n = len(sentence.boxes or ())
+    return f"{sentence.text} ({n} boxes)" if n else sentence.text
 
 
 def split_of(patient: str, heldout: float = 0.2) -> Split:

@@ -250,3 +250,34 @@ def labels(
     if sdk:
         result["sdk"] = run_sdk(config)
     _print(result, table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench collect sae/ acts/ --json`")
+def collect(
+    sae_folder: Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")],
+    activations: Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")],
+    repeats: Annotated[int, typer.Option(help="Turns of each.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """The collecting pass beside one read with one encode, and beside delphi's algorithm."""
+    from maira_sae.bench_collect import bench_collect
+
+    _print(bench_collect(sae_folder, activations, repeats), str, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench clinic --demo demo-out --json`")
+def clinic(
+    demo: Annotated[Path, typer.Option(help="Finished folder of `maira-sae demo`.")],
+    reviewed: Annotated[
+        int, typer.Option(help="Held-out studies whose reports are reviewed.")
+    ] = 60,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """History highlights, visual search and report review against the phantom's truth."""
+    from maira_sae.bench_clinic import ClinicBench, run, table
+
+    config = ClinicBench(reviewed)
+    with TemporaryDirectory() as temporary:
+        result = run(demo, config.quick() if quick else config, Path(temporary) / "index")
+    _print(result, table, as_json)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from hooks.files import ConfigError, MairaSaeError
 from hooks.progress import track
+from maira_sae.peers import Worker
 from sae.model import group_sizes_of
 
 WORKER = Path(__file__).with_name("bench_worker.py")
@@ -74,64 +73,35 @@ class StepShape:
         return pool
 
 
-class Worker:
+class Trainer:
     """A trainer's process."""
 
     def __init__(self, name: str, python: str, batches: Path, shape: Mapping[str, Any]) -> None:
         self.name = name
-        self._said: list[str] = []
-        self._process = subprocess.Popen(
+        self._worker = Worker(
             [python, "-W", "ignore", str(WORKER), name, str(batches), json.dumps(shape)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # Threads that spin while they wait take the other trainers' time on a busy machine.
-            env={
-                **{"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"},
-                **os.environ,
-                "PYTHONPATH": _path_of(name),
+            {
+                # Threads that spin while they wait take the other trainers' time on a busy machine.
+                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+                "HF_HUB_OFFLINE": "1",
+                # This library is importable by its own trainers, and stays out of the peers' way.
+                "PYTHONPATH": str(WORKER.parents[1]) if name in OURS else "",
             },
         )
-        # Read as it comes: a full pipe would stop the trainer.
-        self._reader = threading.Thread(target=self._listen, daemon=True)
-        self._reader.start()
 
     def ask(self, steps: int) -> dict[str, Any]:
         """Train so many steps, or stop and tell the peak memory if it is 0."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(f"{steps}\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._reader.join()
+        answer = self._worker.ask(str(steps))
+        if answer is None:
             raise MairaSaeError(
-                f"trainer {self.name!r} failed: {' | '.join(self._said[-3:]).strip()}; leave it "
-                "out with --peers, or rebuild its environment with `make peers`"
+                f"trainer {self.name!r} failed: {self._worker.said}; leave it out with --peers, "
+                "or rebuild its environment with `make peers`"
             )
-        return json.loads(line)
+        return answer
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process.terminate()
-        self._process.wait()
-        self._reader.join()
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as stream:
-            self._said.extend(stream)
-
-
-def _path_of(name: str) -> str:
-    """This library is importable by its own trainers, and stays out of the peers' way."""
-    return str(WORKER.parents[1]) if name in OURS else ""
+        """End the process."""
+        self._worker.close()
 
 
 def compare(
@@ -161,21 +131,21 @@ def compare(
     with TemporaryDirectory() as temporary:
         path = Path(temporary) / "batches.safetensors"
         save_file({"x": shape.batches()}, path)
-        workers = [
-            Worker(name, sys.executable if name in OURS else str(peers_python), path, settings)
+        trainers = [
+            Trainer(name, sys.executable if name in OURS else str(peers_python), path, settings)
             for name in names
         ]
         try:
             for begin in track(range(0, steps, TURN), "bench train", total=-(-steps // TURN)):
-                for worker in workers:
-                    answer = worker.ask(min(TURN, steps - begin))
-                    seconds[worker.name] += answer["seconds"]
-                    losses[worker.name] += answer["losses"]
-            for worker in workers:
-                peak[worker.name] = round(worker.ask(0)["peak_mb"], 1)
+                for trainer in trainers:
+                    answer = trainer.ask(min(TURN, steps - begin))
+                    seconds[trainer.name] += answer["seconds"]
+                    losses[trainer.name] += answer["losses"]
+            for trainer in trainers:
+                peak[trainer.name] = round(trainer.ask(0)["peak_mb"], 1)
         finally:
-            for worker in workers:
-                worker.close()
+            for trainer in trainers:
+                trainer.close()
     warm = min(2 * TURN, steps // 2)
     return {
         "tokens_per_s": {n: round(shape.batch / median(s[warm:])) for n, s in seconds.items()},

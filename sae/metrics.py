@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.html import bars, facts
 from hooks.roles import Role
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
@@ -28,6 +29,19 @@ class Quality(NamedTuple):
     """Latents that fire on none of the tokens."""
     firing_rates: Float[Tensor, " F"]
     """Fraction of the tokens on which each latent fires."""
+
+    def _repr_html_(self) -> str:
+        shown = {
+            "tokens": self.n_tokens,
+            "FVU": self.fvu,
+            "L0": self.l0,
+            "dead": f"{self.dead_fraction:.2%} of {len(self.firing_rates):,}",
+        }
+        exponents = torch.log10(self.firing_rates[self.firing_rates > 0]).floor().int()
+        decades = range(-6, 0)
+        counts = [int((exponents.clamp(-6, -1) == e).sum()) for e in decades]
+        labels = [f"{10.0**e:g} to {10.0 ** (e + 1):g}" for e in decades]
+        return facts("Quality", shown) + bars(counts, labels, "latents by firing rate")
 
     def summary(self) -> dict[str, float | int]:
         """The scalars, for JSON."""

@@ -13,6 +13,7 @@ Latents are ordered; prefix ``g`` ends at ``m_g``, the sum of the first ``g`` gr
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate
@@ -36,6 +37,7 @@ from hooks.files import (
     seal,
     write_json,
 )
+from hooks.html import facts
 
 KIND = "sae"
 FORMAT_VERSION = 1
@@ -146,6 +148,21 @@ class MatryoshkaSAE(nn.Module):
             f"k={c.k}, groups={c.group_sizes})"
         )
 
+    def _repr_html_(self) -> str:
+        c = self.config
+        shown = {
+            "site": c.site,
+            "tokens": c.policy,
+            "d_model": c.d_model,
+            "latents": c.n_latents,
+            "groups": c.group_sizes,
+            "active a token (k)": c.k,
+            "activation": c.activation,
+            "threshold": float(self.threshold),
+            "from": c.origin.get("format"),
+        }
+        return facts("Sparse autoencoder", shown)
+
     def pre_activations(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch F"]:
         """Rectified encoder output before any selection."""
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
@@ -213,6 +230,40 @@ class MatryoshkaSAE(nn.Module):
         write_json(folder / "metrics.json", dict(metrics))
         names = ("config.json", "sae.safetensors", "metrics.json")
         seal(folder, KIND, FORMAT_VERSION, {name: file_record(folder / name) for name in names})
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        data: str,
+        license: str,
+        base_model: str = "",
+        metrics: Mapping[str, Any] | None = None,
+        private: bool = True,
+        revision: str | None = None,
+    ) -> str:
+        """Publish the dictionary alone as ``owner/name``, for SAELens' users too.
+
+        :func:`sae.hub.publish` adds labels, an evaluation and a page.
+
+        Parameters
+        ----------
+        data, license
+            For the model card: what it was trained on and under which terms.
+        base_model
+            Hub id of the model; needed where the configuration holds a local path.
+
+        Returns
+        -------
+        str
+            Address of the repository.
+        """
+        from sae.hub import Publication, publish
+
+        with tempfile.TemporaryDirectory(prefix="maira-sae-push-") as folder:
+            self.save(Path(folder), metrics or {})
+            publication = Publication(Path(folder), data, license, base_model)
+            return publish(publication, repo, private=private, revision=revision)
 
     @classmethod
     def from_pretrained(

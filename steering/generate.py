@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hooks.files import ConfigError
+from hooks.html import changed_words, marked
 from hooks.processor import Encoding, Maira2Processor
 from hooks.prompts import encode_study
 from hooks.roles import Tokens
@@ -220,6 +221,10 @@ class Comparison(NamedTuple):
 
     before: str
     after: str
+
+    def _repr_html_(self) -> str:
+        before, after = changed_words(self.before, self.after)
+        return f"<p>plain: {marked(before)}</p><p>edited: {marked(after)}</p>"
 
 
 @torch.no_grad()

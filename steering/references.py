@@ -18,6 +18,7 @@ from hooks.files import (
     reject_unknown_keys,
     write_json,
 )
+from hooks.html import facts
 from hooks.roles import Role
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
@@ -62,6 +63,14 @@ class References:
     def edit(self, latent: int, strength: float, mode: Mode = "add", role: str = ALL) -> Edit:
         """An edit whose strength is in units of the latent's own reference."""
         return Edit(latent, strength, self.of(latent, role), mode)
+
+    def _repr_html_(self) -> str:
+        rows = {f"latent {latent}": by_role for latent, by_role in self.values.items()}
+        shown = {
+            name: ", ".join(f"{role} {value:.3g}" for role, value in by_role.items())
+            for name, by_role in rows.items()
+        }
+        return facts(f"References at {self.site}, quantile {self.quantile}", shown)
 
     def save(self, path: Path) -> None:
         """Write one JSON file, atomically."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hooks.files import FolderError, FormatError, nearest, open_sealed
+from hooks.files import FolderError, FormatError, nearest, open_sealed, verify
 from sae.formats import dictionary_learning, gemma_scope, inspected, sae_lens, sparsify
 from sae.formats.given import Given
 from sae.formats.tensors import SUFFIXES, read_config
@@ -162,17 +162,21 @@ def _only(found: list[Candidate], names: list[str], where: str) -> Candidate:
 
 
 def _from_hub(repo: str, revision: str | None, subfolder: str | None) -> tuple[Path, Candidate]:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     below = f"{subfolder.strip('/')}/" if subfolder else ""
     try:
-        names = HfApi().list_repo_files(repo, revision=revision)
+        if constants.HF_HUB_OFFLINE:  # what an earlier call fetched is complete for its dictionary
+            names = _cached_names(repo, revision)
+        else:
+            names = HfApi().list_repo_files(repo, revision=revision)
         inside = [name.removeprefix(below) for name in names if name.startswith(below)]
         choice = _only(candidates(inside), inside, f"{repo}{'/' * bool(below)}{below}")
         wanted = [choice.weights, choice.config]
         if choice.format == "maira_sae":
-            wanted += [choice.weights.with_name(n) for n in ("manifest.json", "metrics.json")]
+            own = ("config.json", "manifest.json", "metrics.json")
+            wanted = [choice.weights, *(choice.weights.with_name(name) for name in own)]
         files = [f"{below}{name}" for name in wanted if name is not None]
         folder = snapshot_download(repo, revision=revision, allow_patterns=files)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -181,4 +185,22 @@ def _from_hub(repo: str, revision: str | None, subfolder: str | None) -> tuple[P
             f"{repo} is no folder here, and the Hub does not give it ({reason}); check the name, "
             "the network and access to it"
         ) from None
-    return Path(folder) / below, choice
+    root = Path(folder) / below
+    if choice.format == "maira_sae":
+        verify(root / choice.weights.parent)
+    return root, choice
+
+
+def _cached_names(repo: str, revision: str | None) -> list[str]:
+    """Files of a repository that lie in the Hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    base = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    asked = revision or constants.DEFAULT_REVISION
+    reference = base / "refs" / asked
+    commit = reference.read_text().strip() if reference.is_file() else asked
+    snapshot = base / "snapshots" / commit
+    if not snapshot.is_dir():
+        raise LocalEntryNotFoundError("HF_HUB_OFFLINE is set and it is not in the cache")
+    return [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()]

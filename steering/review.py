@@ -1,0 +1,144 @@
+"""What stands behind each sentence of a report: image latents, their patches, and what lacks them.
+
+A sentence rests on the films as far as it becomes less likely when every latent that fires on them
+is ablated at once (its support), and on one latent as far as it does without that one (its drop).
+Neither says that the sentence is true: only what the model drew on. For research, not diagnosis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hooks.files import ConfigError
+from hooks.processor import Maira2Processor
+from hooks.roles import View
+from hooks.studies import Study
+from sae.model import MatryoshkaSAE
+from steering.evidence import ReportReader
+
+
+@dataclass(frozen=True)
+class ReviewConfig:
+    """How much is measured and shown."""
+
+    candidates: int = 8
+    """Image latents of each sentence, by predicted drop, that are ablated."""
+    shown: int = 3
+    """Of these the ones that are named, by measured drop."""
+    least_support: float = 4.0
+    """Nats below which a sentence is flagged; choose it on studies whose truth is known."""
+    batch: int = 16
+    """Copies of the prompt in one forward pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "shown", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One image latent behind a sentence."""
+
+    latent: int
+    name: str | None
+    drop: float
+    """Of the sentence's log-probability without the latent, nats."""
+    predicted: float
+    """The same drop by gradient times activation."""
+    patches: Mapping[str, list[list[float]]] = field(repr=False)
+    """Predicted drop without the latent on each patch alone, by film."""
+
+
+@dataclass(frozen=True)
+class SentenceReview:
+    """One sentence and what it rests on."""
+
+    text: str
+    log_prob: float
+    """Nats, given the films, the prompt and the sentences before."""
+    support: float
+    """Drop of the log-probability without every image latent, nats."""
+    supported: bool
+    image: tuple[Evidence, ...]
+    """Image latents with a positive drop, the largest first."""
+    text_latents: tuple[tuple[int, str | None, float], ...] = ()
+    """Number, name and largest activation of another dictionary's latents on the words."""
+
+
+def review(
+    model: Any,
+    processor: Maira2Processor,
+    study: Study,
+    sae: MatryoshkaSAE,
+    *,
+    text_sae: MatryoshkaSAE | None = None,
+    names: Mapping[int, str] | None = None,
+    text_names: Mapping[int, str] | None = None,
+    config: ReviewConfig | None = None,
+) -> list[SentenceReview]:
+    """Review the report that ``study`` holds, sentence by sentence.
+
+    Raises
+    ------
+    ConfigError
+        If the study has no report.
+    """
+    c, names, text_names = config or ReviewConfig(), names or {}, text_names or {}
+    reader = ReportReader(model, processor, sae, study)
+    reading = reader.read()
+    latents = reading.films.latents.tolist()
+    best = reading.attributions.argsort(dim=1, descending=True)[:, : c.candidates]
+    chosen = sorted({latents[i] for i in best.flatten().tolist()})
+    after = reader.without([*[[latent] for latent in chosen], latents], c.batch)
+    drops = reading.log_probs - after
+    column = {latent: i for i, latent in enumerate(latents)}
+    words = reader.text_latents(text_sae) if text_sae is not None else None
+    out = []
+    for s in range(len(reader.sentences)):
+        order = drops[:-1, s].argsort(descending=True).tolist()
+        image = []
+        for place in order[: c.shown]:
+            if drops[place, s] > 0:
+                latent = chosen[place]
+                image.append(
+                    Evidence(
+                        latent,
+                        names.get(latent),
+                        float(drops[place, s]),
+                        float(reading.attributions[s, column[latent]]),
+                        _by_film(reader, reader.patch_attribution(reading, s, latent).numpy()),
+                    )
+                )
+        said = []
+        if words is not None:
+            peak = words[s].amax(0)
+            top = peak.argsort(descending=True)[: c.shown].tolist()
+            said = [(i, text_names.get(i), float(peak[i])) for i in top if peak[i] > 0]
+        support = float(drops[-1, s])
+        out.append(
+            SentenceReview(
+                reader.text(processor, s),
+                float(reading.log_probs[s]),
+                support,
+                support >= c.least_support,
+                tuple(image),
+                tuple(said),
+            )
+        )
+    return out
+
+
+def _by_film(reader: ReportReader, values: np.ndarray) -> dict[str, list[list[float]]]:
+    """Numbers of all patches as one grid for each film."""
+    out = {}
+    for view in View:
+        own = values[reader.patches.view == int(view)]
+        if len(own):
+            side = round(len(own) ** 0.5)
+            out[view.name.lower()] = own.reshape(side, side).tolist()
+    return out
