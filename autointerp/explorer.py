@@ -199,7 +199,12 @@ class _Chosen:
         stored: FilmSet | None,
     ) -> dict[str, Any]:
         if stored is not None and self.config.films:
-            heats = [heat for heat in heats if heat.film in stored.films]
+            # A film that did not fit takes its heat along; one not at hand never had a picture.
+            heats = [
+                heat
+                for heat in heats
+                if heat.film in stored.films or self.data.films[heat.film].image is None
+            ]
         heat_top = max((float(heat.values.max()) for heat in heats), default=0.0)
         text_top = max((max(text.values, default=0.0) for text in texts), default=0.0)
         return {

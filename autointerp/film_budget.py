@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from autointerp.views import FilmView
+from hooks.files import StudyError
 from hooks.images import read_image
 
 
@@ -130,7 +131,7 @@ def store(films: Mapping[str, FilmView], wanted: Sequence[Sequence[str]], n_byte
     The rung is the finest on which a sample says that all films fit; if none is, the last, with
     as many films as it holds.
     """
-    order = ranking(wanted)
+    order = [name for name in ranking(wanted) if films[name].image is not None]
     sample = order[:: max(1, len(order) // SAMPLE)][:SAMPLE]
     rung = LADDER[-1]
     for rung in LADDER:
@@ -150,4 +151,6 @@ def store(films: Mapping[str, FilmView], wanted: Sequence[Sequence[str]], n_byte
 
 def read(film: FilmView) -> Image.Image:
     """The film's picture, as the model reads it."""
+    if film.image is None:
+        raise StudyError(f"the film {film.caption!r} is not at hand; give the study's record")
     return film.image if isinstance(film.image, Image.Image) else read_image(film.image)

@@ -22,8 +22,9 @@ Cell = str | int | float | None
 class FilmView:
     """A film that latents are shown on; stored once, however many latents fire on it."""
 
-    image: Path | Image.Image
-    """A path is read when the page is made, as the model reads it."""
+    image: Path | Image.Image | None
+    """A path is read when the page is made, as the model reads it; ``None`` where the film is not
+    at hand."""
     caption: str
     boxes: tuple[tuple[str, Corners], ...] = ()
     """Where findings are known to be, each with its name."""

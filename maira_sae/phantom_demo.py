@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -23,26 +22,15 @@ from autointerp import (
     latent_activations,
     reference_activation,
 )
-from autointerp.dashboard import (
-    ConceptView,
-    FilmView,
-    Page,
-    SteeringView,
-    TextView,
-    data_url,
-    heat,
-    strongest,
-    write_page,
-)
-from autointerp.prompts import token_texts
+from autointerp.explorer import Explorer
 from hooks.files import read_json
 from hooks.harvest import HarvestConfig, harvest
-from hooks.images import read_image
 from hooks.processor import Maira2Processor
 from hooks.store import ActivationFolder
 from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
+from maira_sae.phantom_page import page_of
 from phantom import LABELS, Film, PhantomStudy, read_report
 from phantom.localisation import localise
 from phantom.model import WEIGHTS, load
@@ -208,7 +196,7 @@ class PhantomDemo(Demo):
         text = self._score(self.sae("text"), "text", best_latents)
         vision = self._score(self.sae("vision"), "vision", _matched)
         noise = {s: self._score(self._random(s), s, best_latents) for s in STREAMS}
-        maps = self._maps([score.latent for score in vision])
+        maps = self.maps([score.latent for score in vision])
         findings = {}
         for i, label in enumerate(LABELS):
             findings[label] = {
@@ -265,7 +253,7 @@ class PhantomDemo(Demo):
 
     def _localise(self, label: str, maps: dict[str, np.ndarray]) -> float:
         """Pixel AUROC of a latent's maps against the masks of the held-out films that have it."""
-        films = {name: film for name, film in self._frontals.items() if label in film.masks}
+        films = {name: film for name, film in self.frontals.items() if label in film.masks}
         shown = np.stack([maps[name] for name in films])
         masks = np.stack([film.masks[label] for film in films.values()])
         return localise(shown, masks).pixel_auroc.value
@@ -341,82 +329,10 @@ class PhantomDemo(Demo):
 
     def page(self) -> dict[str, Any]:
         """`dashboard.html`, of everything above."""
-        findings = self.results["label"]["findings"]
-        maps = self._maps([finding["patch_latent"] for finding in findings.values()])
-        concepts = [
-            self._concept(name, finding, maps[finding["patch_latent"]])
-            for name, finding in findings.items()
-        ]
-        steering = [
-            SteeringView(
-                f"{one['finding'].replace('_', ' ')} turned {one['direction']}, {one['study']}",
-                data_url(read_image(self._by_id[one["study"]].frontal)),
-                one["before"],
-                one["after"],
-            )
-            for one in self.results["steer"]["steering_examples"]
-        ]
-        quality = self.results["evaluate"]
-        vision = quality["vision_quality"]
-        mean = self.results["truth"]["mean_over_findings"]
-        facts = {
-            "text": f"{quality['site']}, FVU {quality['fvu']:.3f} at L0 {quality['l0']:.1f}",
-            "vision": f"{vision['site']}, FVU {vision['fvu']:.3f} at L0 {vision['l0']:.1f}",
-            "AUROC": f"{mean['auroc']:.3f} in sentences, {mean['patch_auroc']:.3f} on patches",
-            "random dictionary": f"{mean['random_auroc']:.3f}, {mean['random_patch_auroc']:.3f}",
-        }
-        page = Page(
-            "The phantom: what single latents know",
-            "Procedural films and their reports; nothing here is of a person. Held-out patients.",
-            facts,
-            concepts,
-            steering,
-        )
-        write_page(page, self.out / "dashboard.html")
+        Explorer(page_of(self)).write(self.out / "dashboard.html")
         return {"dashboard": "dashboard.html"}
 
-    def _concept(
-        self, name: str, finding: dict[str, Any], maps: dict[str, np.ndarray]
-    ) -> ConceptView:
-        keys = ("latent", "auroc", "label", "patch_latent", "patch_auroc", "pixel_auroc")
-        reference = max(float(grid.max()) for grid in maps.values())
-        names = list(maps)
-        films = []
-        for i in strongest([maps[study].max() for study in names], 6):
-            film = self._frontals[names[i]]
-            box = film.boxes.get(name)
-            films.append(
-                FilmView(
-                    data_url(Image.fromarray(film.pixels)),
-                    heat(maps[names[i]], reference),
-                    f"{names[i]}: {'has it' if box else 'has it not'}",
-                    (box.x0, box.y0, box.x1, box.y1) if box else None,
-                )
-            )
-        return ConceptView(
-            name.replace("_", " "),
-            {key.replace("_", " "): finding[key] for key in keys},
-            films,
-            self._texts(finding["latent"]),
-        )
-
-    def _texts(self, latent: int, count: int = 3) -> list[TextView]:
-        """Held-out reports in which a latent fires most."""
-        folder = self.activations("text")
-        values = latent_activations(self.sae("text"), folder, [latent])[:, 0].numpy()
-        chosen = (folder.column("role") == "report") & folder.heldout(HELDOUT)
-        studies, ids = folder.column("study"), folder.column("token_id")
-        reference = max(float(values[chosen].max()), 1e-12)
-        texts: list[TextView] = []
-        for row in np.flatnonzero(chosen)[strongest(values[chosen], 200)]:
-            own = chosen & (studies == studies[row])
-            if len(texts) < count and all(text.study != studies[row] for text in texts):
-                words = token_texts(ids[own].tolist(), self.loaded[1].tokenizer)
-                shares = np.round(values[own] / reference, 3).tolist()
-                texts.append(TextView(str(studies[row]), words, shares))
-        return texts
-
-    def _maps(self, latents: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
+    def maps(self, latents: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
         """Each latent on the patches of every held-out study's frontal film, by study."""
         folder = self.activations("vision")
         side = self.loaded[0].config.patch_grid
@@ -431,13 +347,13 @@ class PhantomDemo(Demo):
         }
 
     @cached_property
-    def _frontals(self) -> dict[str, Film]:
+    def frontals(self) -> dict[str, Film]:
         """The frontal films of held-out studies, drawn again for their masks."""
         names = [study.id for study in self.studies if study.split(HELDOUT) == "heldout"]
         return {name: self.known.study(name).frontal for name in names}
 
     @cached_property
-    def _by_id(self) -> dict[str, Study]:
+    def by_id(self) -> dict[str, Study]:
         return {study.id: study for study in self.studies}
 
     @cached_property

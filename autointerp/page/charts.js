@@ -10,7 +10,13 @@ function chartLibrary() {
   return plotly;
 }
 
-const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// Plotly knows no light-dark(): an element resolves it.
+const probe = make("i", {hidden: true});
+document.body.append(probe);
+function colour(name) {
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
+}
 const MODALITIES = ["frontal", "lateral", "prior", "prompt", "report", "generated"];
 const modalityColour = name => colour(MODALITIES.includes(name) ? `--${name}` : "--other");
 
@@ -51,6 +57,21 @@ function histogramChart(stats) {
   chart(node, () => ({
     data: [{type: "bar", x: middles, y: stats.counts, width: stats.edges[1] - stats.edges[0], marker: {color: modalityColour(stats.modality)}, hovertext: texts, hoverinfo: "text"}],
     layout: {xaxis: {range: [0, stats.edges.at(-1)], nticks: 5}, yaxis: {type: "log", dtick: 1, tickformat: "~s", title: {text: "rows", standoff: 4}}},
+  }));
+  return node;
+}
+
+// Without a histogram, the quantiles still say how the activations fall off.
+const TAILS = {p50: 0.5, p90: 0.1, p99: 0.01};
+function tailChart(stats) {
+  const node = chartNode(`Share of firing rows at or above an activation, on ${stats.modality}`, 118);
+  const points = Object.entries(stats.quantiles).filter(([name]) => name in TAILS).map(([name, value]) => [value, TAILS[name]]);
+  points.unshift([0, 1]);
+  points.push([stats.maximum, 1 / stats.n_fired]);
+  points.sort((a, b) => a[0] - b[0]);
+  chart(node, () => ({
+    data: [{type: "scatter", mode: "lines+markers", x: points.map(p => p[0]), y: points.map(p => p[1]), line: {color: modalityColour(stats.modality), width: 2}, marker: {size: 5}, hovertemplate: "%{y:.2p} of firing rows<br>at or above %{x:.2f}<extra></extra>"}],
+    layout: {xaxis: {rangemode: "tozero", nticks: 5}, yaxis: {type: "log", dtick: 1, tickformat: "~p", title: {text: "at or above", standoff: 4}}},
   }));
   return node;
 }

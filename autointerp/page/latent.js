@@ -11,19 +11,19 @@ const block = (title, note, ...children) =>
 function scoreTable(scores) {
   if (!scores.length) return null;
   return make("table", {class: "scores"},
-    make("thead", {}, make("tr", {}, ...["Score", "on", "", "", "shuffled"].map(word => make("th", {scope: "col"}, word)))),
+    make("thead", {}, make("tr", {}, ...["Score", "value", "", "shuffled"].map((word, n) => make(n === 2 ? "td" : "th", {scope: n === 2 ? null : "col"}, word)))),
     make("tbody", {}, ...scores.map(score => make("tr", {},
-      make("th", {scope: "row"}, score.scorer), make("td", {}, score.modality),
-      make("td", {class: "number"}, figure(score.value), score.standard_error === null ? null : make("small", {}, ` ± ${figure(1.96 * score.standard_error, 2)}`)),
+      make("th", {scope: "row"}, score.scorer, make("small", {}, " " + score.modality)),
+      make("td", {class: "number"}, figure(score.value, 2), score.standard_error === null ? null : make("small", {title: "95% interval"}, ` ± ${figure(1.96 * score.standard_error, 2)}`)),
       make("td", {class: "wide"}, scoreBar(score.value, score.baseline)),
-      make("td", {class: "number"}, figure(score.baseline))))));
+      make("td", {class: "number"}, figure(score.baseline, 2))))));
 }
 
 function activity(stats) {
   const facts = [`fires on ${percent(stats.n_rows ? stats.n_fired / stats.n_rows : 0)} of ${plural(stats.n_rows, "row")}`,
     ...Object.entries(stats.quantiles).map(([name, value]) => `${name} ${strength(value)}`), stats.n_fired ? `max ${strength(stats.maximum)}` : null].filter(Boolean);
   return make("div", {class: "activity"}, make("h4", {}, make("i", {class: "dot", style: `background:var(--${MODALITIES.includes(stats.modality) ? stats.modality : "other"})`}), stats.modality),
-    make("p", {class: "note"}, facts.join(" · ")), stats.counts.length ? histogramChart(stats) : null);
+    make("p", {class: "note"}, facts.join(" · ")), !stats.n_fired ? null : stats.counts.length ? histogramChart(stats) : Object.keys(stats.quantiles).length ? tailChart(stats) : null);
 }
 
 // Tokens without heat join into plain text; a marked one keeps its value for the pointer and for readers.
