@@ -14,7 +14,7 @@ import torch
 
 from autointerp.evidence import Crop, OutputTokens, known_boxes, patch_map, token_texts
 from autointerp.explain import Label
-from autointerp.features import IMAGES, SILENT, Example, Features
+from autointerp.features import IMAGES, Example, Features
 from autointerp.scores import Score
 from autointerp.views import (
     Corners,
@@ -116,6 +116,7 @@ def explorer_from(
         view = LatentView(
             latent,
             site=site,
+            asked=latent in named,
             dense=features.dense(latent),
             finding=_finding(by_latent.get(latent, []), examples, known),
             modalities=tuple(

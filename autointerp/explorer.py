@@ -267,6 +267,7 @@ class _Chosen:
         columns = {
             "key": [one.key for one in latents],
             "label": [one.label for one in latents],
+            "asked": [one.asked for one in latents],
             "finding": [one.finding for one in latents],
             "dense": [one.dense for one in latents],
             "score": [_short(score and score.value) for score in first],
@@ -296,6 +297,7 @@ class _Chosen:
         content = {
             **{"subtitle": data.subtitle, "origin": data.origin, "facts": data.facts},
             **{"latents": columns, "modalities": modalities, "chunk": CHUNK, "scale": SCALE},
+            "baseline": data.baseline,
             "scorer": scorers.pop() if len(scorers) == 1 else "score",
             "films": films,
             "findings": [
@@ -317,7 +319,11 @@ class _Chosen:
         words = bool(studies or (steered and config.text))
         parts = [f"{n_films:,} film{'s' * (n_films != 1)}"] if n_films else []
         if words:
-            parts.append(f"text from {len(studies):,} studies" if studies else "generated reports")
+            parts.append(
+                f"text from {len(studies):,} stud{'y' if len(studies) == 1 else 'ies'}"
+                if studies
+                else "generated reports"
+            )
         held = f"This page holds {' and '.join(parts) if parts else 'no films and no report text'}."
         lines = [f"{len(data.latents):,} latents, with labels, scores and activation counts."]
         if n_films and stored is not None:

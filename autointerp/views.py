@@ -65,14 +65,14 @@ class TextView:
 
 @dataclass(frozen=True)
 class ScoreView:
-    """How well a label predicts firing, beside the same measure of a label that is not its own."""
+    """How well a latent or its label does, beside the same measure of one that knows nothing."""
 
     scorer: str
     modality: str
     value: float
     standard_error: float | None = None
     baseline: float | None = None
-    """The scorer on shuffled labels."""
+    """The same measure of something that knows nothing: see :attr:`ExplorerData.baseline`."""
     n: int | None = None
 
 
@@ -136,7 +136,9 @@ class LatentView:
     site: str = ""
     """Which dictionary it is of, where a page holds latents of several."""
     label: str | None = None
-    """``None`` is "no clear concept"."""
+    """``None`` is "no clear concept", or nobody was asked: see ``asked``."""
+    asked: bool = True
+    """Whether an explainer was asked for a label."""
     confidence: float | None = None
     explainer: str = ""
     finding: str | None = None
@@ -183,6 +185,8 @@ class ExplorerData:
     """Whose films and reports these are, for the banner; as ``Procedural films, of nobody.``"""
     latents: tuple[LatentView, ...]
     films: Mapping[str, FilmView] = field(default_factory=dict)
+    baseline: str = "a shuffled label"
+    """What the baselines of the scores are of."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Figures about the model and its dictionaries."""
     findings: tuple[Mapping[str, Cell | LatentLink], ...] = ()
@@ -194,7 +198,9 @@ class ExplorerData:
         keys = [latent.key for latent in self.latents]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ConfigError(f"latent {twice!r} is there twice; name the dictionaries by their site")
+            raise ConfigError(
+                f"latent {twice!r} is there twice; name the dictionaries by their site"
+            )
         for latent in self.latents:
             used = [heat.film for heat in latent.heats] + [view.film for view in latent.steering]
             self._check_films(f"latent {latent.key}", used)
@@ -209,7 +215,9 @@ class ExplorerData:
     def _check_films(self, owner: str, used: list[str | None]) -> None:
         for film in used:
             if film is not None and film not in self.films:
-                raise ConfigError(f"{owner} is shown on film {film!r}, which is not among the films")
+                raise ConfigError(
+                    f"{owner} is shown on film {film!r}, which is not among the films"
+                )
 
 
 def histogram(

@@ -53,6 +53,7 @@ def page_of(demo: PhantomDemo) -> ExplorerData:
         subtitle="Fourteen findings, and the single latents that stand for them in reports and on "
         "films of held-out patients.",
         origin="Procedural films and their reports; nothing here is of a person.",
+        baseline="random directions (AUROC) or another latent's label (detection)",
         latents=tuple(latents),
         films=films,
         facts={
@@ -169,7 +170,7 @@ def _vision_latents(
             LatentView(
                 finding["patch_latent"],
                 site="vision",
-                label=None,
+                asked=False,
                 finding=_words(name),
                 scores=(_agreement(finding, "frontal", "patch_auroc", "random_patch_auroc"),),
                 modalities=(_activity("frontal", np.stack(list(own.values())).ravel()),),

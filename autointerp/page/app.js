@@ -40,7 +40,7 @@ async function openLatent(i, focus = false) {
   at("detail").replaceChildren(...latentPage(i, latent, one => openLatent(one, true)));
   at("detail").dataset.key = L.key[i];
   at("detail").scrollTop = 0;
-  at("detail").setAttribute("aria-label", `Latent ${L.key[i]}: ${L.label[i] ?? "no clear concept"}`);
+  at("detail").setAttribute("aria-label", `Latent ${L.key[i]}: ${nameOf(i)}`);
   if (focus) at("detail").focus({preventScroll: true});
 }
 

@@ -97,7 +97,7 @@ function mapChart(open) {
       const own = L.key.map((_, i) => i).filter(i => L.modality[i] === m && L.score[i] !== null && L.rate[i] > 0);
       return {type: "scatter", mode: "markers", name, x: own.map(i => L.rate[i]), y: own.map(i => L.score[i]), customdata: own,
         marker: {color: modalityColour(name), size: 6, opacity: 0.62, line: {width: 0}}, hoverinfo: "text",
-        hovertext: own.map(i => `${L.key[i]} · ${escaped(L.label[i] ?? "no clear concept")}<br>${INDEX.scorer} ${figure(L.score[i])} · fires on ${percent(L.rate[i])}`)};
+        hovertext: own.map(i => `${L.key[i]} · ${escaped(nameOf(i))}<br>${INDEX.scorer} ${figure(L.score[i])} · fires on ${percent(L.rate[i])}`)};
     }).filter(trace => trace.x.length),
     layout: {showlegend: true, legend: {orientation: "h", x: 0, y: 1.12, font: {size: 12}}, hovermode: "closest", margin: {l: 48, r: 10, t: 30, b: 44},
       xaxis: {type: "log", title: {text: "share of rows it fires on"}, tickformat: "~p", dtick: 1}, yaxis: {title: {text: INDEX.scorer}}},

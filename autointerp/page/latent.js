@@ -11,7 +11,7 @@ const block = (title, note, ...children) =>
 function scoreTable(scores) {
   if (!scores.length) return null;
   return make("table", {class: "scores"},
-    make("thead", {}, make("tr", {}, ...["Score", "value", "", "shuffled"].map((word, n) => make(n === 2 ? "td" : "th", {scope: n === 2 ? null : "col"}, word)))),
+    make("thead", {}, make("tr", {}, ...["Score", "value", "", "baseline"].map((word, n) => make(n === 2 ? "td" : "th", {scope: n === 2 ? null : "col"}, word)))),
     make("tbody", {}, ...scores.map(score => make("tr", {},
       make("th", {scope: "row"}, score.scorer, make("small", {}, " " + score.modality)),
       make("td", {class: "number"}, figure(score.value, 2), score.standard_error === null ? null : make("small", {title: "95% interval"}, ` ± ${figure(1.96 * score.standard_error, 2)}`)),
@@ -60,7 +60,7 @@ function tokenList(title, tokens) {
 
 function neighbourList(neighbours, open) {
   return make("ol", {class: "neighbours"}, ...neighbours.map(([key, cosine]) => {
-    const i = byKey.get(key), label = i === undefined ? "not in this page" : L.label[i] ?? "no clear concept";
+    const i = byKey.get(key), label = i === undefined ? "not in this page" : nameOf(i);
     const body = [make("span", {class: "number"}, cosine.toFixed(2)), make("span", {class: "label", dir: "auto"}, label), make("span", {class: "facts"}, key)];
     return make("li", {}, i === undefined ? make("span", {class: "line"}, ...body) : make("button", {type: "button", class: "line", "data-key": key, onclick: () => open(i)}, ...body));
   }));
@@ -81,7 +81,7 @@ function latentPage(i, latent, open) {
   const head = make("header", {class: "latent-head"},
     make("div", {class: "steps"}, make("button", {type: "button", class: "back", onclick: () => showList()}, "← List"), make("span", {class: "key"}, "Latent " + L.key[i]),
       make("button", {type: "button", class: "step", "aria-label": "Previous latent", onclick: () => step(-1)}, "↑"), make("button", {type: "button", class: "step", "aria-label": "Next latent", onclick: () => step(1)}, "↓")),
-    make("h2", {class: label === null ? "none" : null, dir: "auto"}, label ?? "No clear concept"),
+    make("h2", {class: label === null ? "none" : null, dir: "auto"}, nameOf(i)),
     tags.length ? make("p", {class: "tags"}, ...tags.map(tag => make("span", {}, tag))) : null);
 
   const evidence = make("div", {class: "evidence"}), figures = make("div", {class: "figures"});
@@ -97,7 +97,7 @@ function latentPage(i, latent, open) {
   if (!evidence.childElementCount) evidence.append(make("p", {class: "note"}, "No examples of this latent are in this page."));
 
   const table = scoreTable(latent.scores);
-  if (table) figures.append(block("How well the label holds", "Held-out patients; the line across a bar is the same measure of a shuffled label.", table));
+  if (table) figures.append(block("Scores", `Held-out patients. The line across a bar is the baseline: the same measure of ${INDEX.baseline}.`, table));
   if (latent.modalities.length) figures.append(block("Activity", null, ...latent.modalities.map(activity)));
   if (latent.promoted.length || latent.suppressed.length)
     figures.append(block("Tokens it writes", "Change of the logit along its decoder direction.", make("div", {class: "pair"}, tokenList("promoted", latent.promoted), tokenList("suppressed", latent.suppressed))));

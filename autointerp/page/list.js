@@ -14,6 +14,7 @@ const SORTS = {
 const finder = {words: "", sort: "latent", down: false, modality: "", finding: "", labelled: false, sparse: false};
 const haystack = L.key.map((key, i) => [key, L.label[i], L.finding[i], L.tokens[i]].filter(Boolean).join("\n").toLowerCase());
 const collator = new Intl.Collator("en", {numeric: true});
+const nameOf = i => L.label[i] ?? (L.asked[i] ? "no clear concept" : L.finding[i] ? `${L.finding[i]} (finding, no label)` : "not labelled");
 let found = [];
 let selected = null;
 
@@ -54,9 +55,9 @@ function listRow(i, position) {
   const facts = [L.key[i], INDEX.modalities[L.modality[i]], percent(rateOf(i)), L.dense[i] ? "dense" : null, L.finding[i]].filter(Boolean).join(" · ");
   return make("div", {id: "option-" + i, class: "option", role: "option", "aria-selected": String(i === selected), "aria-setsize": found.length, "aria-posinset": position + 1,
     style: `top:${position * ROW}px;height:${ROW}px`, "data-latent": i, "data-key": L.key[i]},
-    make("span", {class: "label" + (label === null ? " none" : ""), dir: "auto"}, label ?? "no clear concept"),
+    make("span", {class: "label" + (label === null ? " none" : ""), dir: "auto"}, nameOf(i)),
     make("span", {class: "facts"}, facts),
-    score === null ? null : make("span", {class: "score", title: `${INDEX.scorer} ${figure(score)}` + (L.baseline[i] === null ? "" : `, shuffled ${figure(L.baseline[i])}`)}, make("span", {class: "number"}, score.toFixed(2)), scoreBar(score, L.baseline[i])));
+    score === null ? null : make("span", {class: "score", title: `${INDEX.scorer} ${figure(score)}` + (L.baseline[i] === null ? "" : `, baseline ${figure(L.baseline[i])}`)}, make("span", {class: "number"}, score.toFixed(2)), scoreBar(score, L.baseline[i])));
 }
 
 function drawList() {

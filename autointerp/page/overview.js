@@ -33,7 +33,7 @@ function overview(open) {
   const facts = {...INDEX.facts, Latents: `${whole(N_LATENTS)}, ${whole(labelled)} with a label`};
   node.append(make("dl", {class: "facts"}, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
   if (L.score.some(score => score !== null))
-    node.append(block("All latents", "Each point is a latent; the higher, the better its label predicts where it fires. A click opens it.", mapChart(open)));
+    node.append(block("All latents", "Each point is a latent: how often it fires, and its score. A click opens it.", mapChart(open)));
   if (INDEX.findings.length)
     node.append(block("Findings", null, findingsTable(INDEX.findings, open)));
   node.append(block("What this page holds", null, make("ul", {class: "holds"}, ...INDEX.holds.lines.map(line => make("li", {}, line)))));

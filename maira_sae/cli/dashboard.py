@@ -62,7 +62,9 @@ def dashboard(
     from sae import MatryoshkaSAE
 
     if logits and (sae is None or model is None):
-        raise MairaSaeError("--logits reads the SAE's directions and the model; give --sae, --model")
+        raise MairaSaeError(
+            "--logits reads the SAE's directions and the model; give --sae, --model"
+        )
     found = Features.open(features)
     named = read_labels(labels) if labels else []
     chosen = list(numbers(latents, "--latents", int)) if latents else None
