@@ -29,7 +29,7 @@ from hooks.files import ConfigError, atomic_path
 
 SCRIPTS = ("store", "films", "charts", "list", "latent", "overview", "app")
 CHUNK = 16
-"""Latents packed together: enough for the packing to see what they share, few enough to be quick."""
+"""Latents packed together: enough to see what they share, few enough to be quick."""
 STEPS = 255
 """Activations are kept as this many shares of the largest of a latent's films, or of its texts."""
 FEWEST_FILM_BYTES = 0.3

@@ -198,9 +198,7 @@ class ExplorerData:
         keys = [latent.key for latent in self.latents]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ConfigError(
-                f"latent {twice!r} is there twice; name the dictionaries by their site"
-            )
+            raise ConfigError(f"latent {twice!r} is there twice; name dictionaries by site")
         for latent in self.latents:
             used = [heat.film for heat in latent.heats] + [view.film for view in latent.steering]
             self._check_films(f"latent {latent.key}", used)

@@ -72,15 +72,16 @@ def _words(name: str) -> str:
 
 
 def _row(name: str, finding: dict[str, Any]) -> dict[str, Any]:
+    patch = finding["patch_latent"]
     return {
         "finding": _words(name),
         "label": finding["label"],
         "text latent": LatentLink(f"text {finding['latent']}", str(finding["latent"])),
         "AUROC": finding["auroc"],
-        "patch latent": LatentLink(f"vision {finding['patch_latent']}", str(finding["patch_latent"])),
+        "patch latent": LatentLink(f"vision {patch}", str(patch)),
         "patch AUROC": finding["patch_auroc"],
         "pixel AUROC": finding["pixel_auroc"],
-    }  # fmt: skip
+    }
 
 
 def _text_latents(demo: PhantomDemo, findings: dict[str, Any]) -> list[LatentView]:

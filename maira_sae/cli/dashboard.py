@@ -35,7 +35,7 @@ def dashboard(
         bool, typer.Option(help="Load the model's weights for the tokens that a latent writes.")
     ] = False,
     latents: Annotated[
-        str | None, typer.Option(help="Comma-separated numbers; default: those labelled, then --top.")
+        str | None, typer.Option(help="Comma-separated; default: those labelled, then others.")
     ] = None,
     top: Annotated[int, typer.Option(help="Most latents on the page.")] = 2000,
     text: Annotated[bool, typer.Option(help="Hold words of reports and names of studies.")] = True,
@@ -62,9 +62,7 @@ def dashboard(
     from sae import MatryoshkaSAE
 
     if logits and (sae is None or model is None):
-        raise MairaSaeError(
-            "--logits reads the SAE's directions and the model; give --sae, --model"
-        )
+        raise MairaSaeError("--logits reads the SAE and the model; give --sae and --model")
     found = Features.open(features)
     named = read_labels(labels) if labels else []
     chosen = list(numbers(latents, "--latents", int)) if latents else None
