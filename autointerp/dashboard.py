@@ -32,7 +32,7 @@ from hooks.images import read_image
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 
-QUANTILES = ("p50", "p90", "p99")
+QUANTILES: tuple[str, ...] = ("p50", "p90", "p99")
 N_NEIGHBOURS = 8
 CAREFUL = "They may be of patients: keep to the terms of the data set, and do not pass them on."
 
@@ -86,7 +86,10 @@ def explorer_from(
     films: dict[str, FilmView] = {}
     views = []
     for latent in latents:
-        examples = features.examples(latent)
+        # The strongest first, whatever they are of; the other kinds keep their order.
+        examples = sorted(
+            features.examples(latent), key=lambda one: -one.peak if one.kind == "top" else 0.0
+        )
         heats = [
             HeatView(
                 _film(one, known, image_size, films),
@@ -239,12 +242,12 @@ def _film(
     study = known.get(example.study)
     path = getattr(study, example.modality) if study else None
     if path is None:
-        films[key] = FilmView(None, key)
+        films[key] = FilmView(None, example.study)
         return key
     width, height = read_image(path).size
     boxes = known_boxes(study) if study and example.modality == "frontal" else ()
     corners = tuple(("", (b.x_min, b.y_min, b.x_max, b.y_max)) for b in boxes)
-    films[key] = FilmView(path, key, corners, grid_of(width, height, size))
+    films[key] = FilmView(path, example.study, corners, grid_of(width, height, size))
     return key
 
 

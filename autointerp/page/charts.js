@@ -61,7 +61,8 @@ function histogramChart(stats) {
   return node;
 }
 
-// Without a histogram, the quantiles still say how the activations fall off.
+// Without a histogram, the quantiles still say how the activations fall off, if there are enough of them.
+const FEWEST = 100;
 const TAILS = {p50: 0.5, p90: 0.1, p99: 0.01};
 function tailChart(stats) {
   const node = chartNode(`Share of firing rows at or above an activation, on ${stats.modality}`, 118);
@@ -71,7 +72,7 @@ function tailChart(stats) {
   points.sort((a, b) => a[0] - b[0]);
   chart(node, () => ({
     data: [{type: "scatter", mode: "lines+markers", x: points.map(p => p[0]), y: points.map(p => p[1]), line: {color: modalityColour(stats.modality), width: 2}, marker: {size: 5}, hovertemplate: "%{y:.2p} of firing rows<br>at or above %{x:.2f}<extra></extra>"}],
-    layout: {xaxis: {rangemode: "tozero", nticks: 5}, yaxis: {type: "log", dtick: 1, tickformat: "~p", title: {text: "at or above", standoff: 4}}},
+    layout: {xaxis: {rangemode: "tozero", nticks: 5}, yaxis: {type: "log", dtick: 1, tickformat: "~p"}},
   }));
   return node;
 }

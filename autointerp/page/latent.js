@@ -22,8 +22,10 @@ function scoreTable(scores) {
 function activity(stats) {
   const facts = [`fires on ${percent(stats.n_rows ? stats.n_fired / stats.n_rows : 0)} of ${plural(stats.n_rows, "row")}`,
     ...Object.entries(stats.quantiles).map(([name, value]) => `${name} ${strength(value)}`), stats.n_fired ? `max ${strength(stats.maximum)}` : null].filter(Boolean);
+  const tail = stats.n_fired >= FEWEST && Object.keys(stats.quantiles).length > 0;
+  const shape = stats.counts.length ? [histogramChart(stats)] : tail ? [make("p", {class: "note"}, "Share of the firing rows at or above an activation:"), tailChart(stats)] : [];
   return make("div", {class: "activity"}, make("h4", {}, make("i", {class: "dot", style: `background:var(--${MODALITIES.includes(stats.modality) ? stats.modality : "other"})`}), stats.modality),
-    make("p", {class: "note"}, facts.join(" · ")), !stats.n_fired ? null : stats.counts.length ? histogramChart(stats) : Object.keys(stats.quantiles).length ? tailChart(stats) : null);
+    make("p", {class: "note"}, facts.join(" · ")), ...shape);
 }
 
 // Tokens without heat join into plain text; a marked one keeps its value for the pointer and for readers.

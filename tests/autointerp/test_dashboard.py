@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from autointerp.collect import collect
 from autointerp.dashboard import grid_of, read_steering
 from autointerp.explorer import Explorer, ExplorerConfig, changed_words
 from autointerp.film_budget import LADDER, encode, ranking, store
@@ -29,6 +31,9 @@ from autointerp.views import (
     histogram,
 )
 from hooks.files import ConfigError
+from hooks.harvest import HarvestConfig, harvest
+from maira_sae.cli import app
+from sae.model import MatryoshkaSAE, SAEConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)> \"quoted\" 'single' & שלום"
@@ -495,7 +500,7 @@ def test_records_are_checked():
     data = small()
     with pytest.raises(ConfigError, match="latent '7' is there twice"):
         replace(data, latents=(data.latents[0], data.latents[0]))
-    with pytest.raises(ConfigError, match="on film 'f0', not among"):
+    with pytest.raises(ConfigError, match="on film 'f0', which is not among"):
         replace(data, films={})
     with pytest.raises(ConfigError, match="give one activation a token"):
         TextView("s", ("a",), ())
@@ -509,3 +514,69 @@ def test_steering_lines(tmp_path):
     path.write_text('{"latent": 7}\n')
     with pytest.raises(ConfigError, match=r"line 1 of .* is no record of steering"):
         read_steering(path)
+
+
+def test_the_command_makes_a_page_of_a_features_folder(
+    model, processor, checkpoint, studies, studies_folder, tmp_path
+):
+    """Heat, films, text, neighbours and logits are those of the folder, the SAE and the model."""
+    site = "llm.1.resid_post"
+    acts = harvest(model, processor, studies, HarvestConfig((site,), policy="all"), tmp_path / "a")
+    sae = MatryoshkaSAE(SAEConfig(32, 64, 4, (64,), site=site, policy="all"))
+    with torch.no_grad():
+        sae.threshold.fill_(0.3)  # at 0 an untrained dictionary is dense
+    sae.save(tmp_path / "sae", {})
+    features = collect(sae, acts, None, tmp_path / "features", studies)
+    latent = next(i for i in features.alive() if features.examples(i, "frontal", "top"))
+    line = {"latent": latent, "before": "a b", "after": "a c", "study": "s0"}
+    (tmp_path / "steering.jsonl").write_text(json.dumps(line) + "\n")
+    out = tmp_path / "page.html"
+    main_of(
+        *("dashboard", tmp_path / "features", "--studies", studies_folder, "--model", checkpoint),
+        *("--sae", tmp_path / "sae", "--logits", "--steering", tmp_path / "steering.jsonl"),
+        *("--latents", latent, "--out", out),
+    )
+    page = out.read_text()
+    index = index_of(page)
+    assert index["latents"]["key"] == [str(latent)]
+    assert "They may be of patients" in index["origin"]
+    packed = re.search(r'id="chunk-0">(.*?)</script>', page)[1]
+    shown = json.loads(gzip.decompress(base64.b64decode(packed)))[0]
+
+    strongest = max(
+        (one for one in features.examples(latent, kind="top") if one.patch_shape),
+        key=lambda one: one.peak,
+    )
+    heat = shown["heats"][0]
+    assert heat["peak"] == pytest.approx(strongest.peak)
+    values = np.nan_to_num(np.array(strongest.values))
+    steps = np.frombuffer(base64.b64decode(heat["bytes"]), np.uint8)
+    assert np.abs(steps / 255 * shown["heat_top"] - values).max() <= shown["heat_top"] / 255
+    assert index["films"][heat["film"]]["caption"] == strongest.study
+    assert index["films"][heat["film"]]["stored"] is not None
+
+    text = shown["texts"][0]
+    known = next(s for s in studies if s.id == text["study"])
+    if text["modality"] == "report":
+        assert "".join(text["tokens"]).strip() in " ".join(known.report.split())
+    directions = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1)
+    key, cosine = shown["neighbours"][0]
+    assert float(directions[latent] @ directions[int(key)]) == pytest.approx(cosine, abs=1e-3)
+    assert len(shown["promoted"]) == 10
+    assert shown["steering"][0]["after"] == [["a", False], ["c", True]]
+    for name, stats in features.stats(latent).items():
+        own = next(one for one in shown["modalities"] if one["modality"] == name)
+        assert (own["n_rows"], own["n_fired"]) == (stats.n_rows, stats.n_fired)
+
+    main_of("dashboard", tmp_path / "features", "--no-text", "--no-films", "--out", out)
+    bare = out.read_text()
+    assert "no films and no report text" in bare
+    packed = "".join(
+        gzip.decompress(base64.b64decode(chunk)).decode()
+        for chunk in re.findall(r'id="chunk-\d+">(.*?)</script>', bare)
+    )
+    assert not [study.id for study in studies if f'"{study.id}"' in packed + bare]
+
+
+def main_of(*arguments):
+    app([str(one) for one in arguments], standalone_mode=False)
