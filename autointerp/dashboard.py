@@ -200,17 +200,6 @@ def _with_label(view: LatentView, label: Label | None, scores: Sequence[Score]) 
     ]
     if label is None:
         return replace(view, scores=tuple(shown))
-    # A folder of labels has a detection score of its own, which separate scores replace.
-    if label.balanced_accuracy is not None and all(s.scorer != "detection" for s in shown):
-        own = ScoreView(
-            "detection",
-            "report",
-            label.balanced_accuracy,
-            None,
-            label.baseline,
-            label.n_scored,
-        )
-        shown.insert(0, own)
     return replace(view, label=label.label, scores=tuple(shown))
 
 
