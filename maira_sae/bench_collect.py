@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autointerp.collect import BLOCK_ROWS, Encoder, collect
+from autointerp.collect import collect
+from autointerp.sweep import BLOCK_ROWS, Encoder
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
 
