@@ -13,7 +13,7 @@ again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from torch import Tensor
 from autointerp.contrast import Contrast, label_groups, neighbours
 from autointerp.features import FORMAT_VERSION, IMAGES, KIND, KINDS, MODALITIES, SETS, Features
 from autointerp.layout import READ_ROWS, FolderSource, Layout, LiveSource, ahead
+from autointerp.size import CollectSize, estimate
 from autointerp.sweep import BLOCK_ROWS, PerModality, Spool, Sweep, blocks
 from hooks.files import (
     ConfigError,
@@ -107,6 +108,7 @@ def collect(
     out: Path,
     studies: Iterable[Study] = (),
     read_rows: int = READ_ROWS,
+    before: Callable[[CollectSize], None] = CollectSize.check_room,
 ) -> Features:
     """Statistics and examples of every latent, as the folder ``out``.
 
@@ -118,11 +120,14 @@ def collect(
         For their labels; without them there are no examples of kind ``same_finding_absent``.
     read_rows
         Rows read at a time; no effect on the result.
+    before
+        Called with the size on the disk, before the pass over a folder, and before live rows'
+        examples are written. By default it refuses what the disk cannot hold.
 
     Raises
     ------
     ConfigError
-        If an activation is not finite.
+        If an activation is not finite, or the disk cannot hold the result.
     FolderError
         If ``out`` holds anything but this very result, or the folder lacks the dictionary's site.
     """
@@ -150,11 +155,16 @@ def collect(
         rows, n_blocks = LiveSource(source, sae.config.site), None
         record |= {"model": dict(sae.config.model)}
     out.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(rows, FolderSource):
+        n_active = sae.config.k * len(rows.layout)
+        before(estimate(rows.layout, sae.config.n_latents, n_active, config, out))
     with Spool(out.parent) as spool, Sweep(sae, config, spool) as run:
         for block in track(blocks(run.known(rows)), "collect", total=n_blocks):
             run.add(block)
         run.finish()
         layout = rows.layout
+        if isinstance(rows, LiveSource):
+            before(estimate(layout, run.F, run.n_active, config, out))
         with atomic_folder(out) as temporary:
             _write(temporary, run, layout, labels, sae, config, record)
     return Features.open(out)

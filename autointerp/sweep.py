@@ -174,6 +174,11 @@ class Sweep:
             self._count, first, block.modality, block.study, code, self._set_of
         )
 
+    @property
+    def n_active(self) -> int:
+        """Activations that are not zero, so far."""
+        return sum(int(counts.sum()) for counts in self._row_counts)
+
     def finish(self) -> None:
         """Count what is left."""
         self._wait()
