@@ -6,7 +6,7 @@ bounded by the dictionary, the examples asked for, and 15 bytes a row; it holds 
 those of the studies being read.
 
 The rows are encoded in blocks of :data:`~autointerp.sweep.BLOCK_ROWS` however they are read, so the
-folder is the same bytes for any size of read. A pass that is killed leaves nothing, and starts
+folder is the same bytes for any size of read. A pass that is killed leaves no folder, and starts
 again.
 """
 
