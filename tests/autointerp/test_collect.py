@@ -331,7 +331,7 @@ die()
 
 def test_a_killed_pass_leaves_no_folder_and_the_next_gives_the_same_bytes(many_acts, tmp_path):
     folder, sae = many_acts
-    sae.save_pretrained(tmp_path / "sae")
+    sae.save(tmp_path / "sae", {})
     want = collect(sae, folder, None, tmp_path / "whole").manifest["files"]
     for place in ("count", "examples", "seal", "0.05"):
         out = tmp_path / f"at-{place}"
