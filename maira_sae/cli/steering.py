@@ -46,18 +46,17 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Generate a study's report with a latent turned up or down, beside the plain one."""
-    from autointerp import reference_activation
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
-    from steering import Edit, compare
+    from steering import Edit, compare, measure_references
 
     records = {record.id: record for record in load_studies(studies)}
     if study not in records:
         raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
-    reference = reference_activation(sae, folder, latent)
+    reference = measure_references(sae, folder, [latent]).of(latent)
     edit = Edit(latent, strength, reference, mode)  # pyright: ignore[reportArgumentType]
     texts = compare(
         load_model(model, dtype=dtype, device_map=device_map()),

@@ -294,12 +294,21 @@ def test_bad_activations(pipeline, tmp_path):
 
 def test_endpoint_down_or_remote(pipeline, tmp_path):
     _, acts, sae, *_ = pipeline
-    args = ("label", sae, acts, "--latents", "0,1,2,3", "--llm", "x", "--out", tmp_path / "labels")
+    features = tmp_path / "features"
+    found = last_json(run("collect", sae, acts, "--out", features, "--json"))
+    assert found["n_latents"] == 128
+    args = ("label", features, "--llm", "x", "--out", tmp_path / "labels")
     refused(run(*args, "--endpoint", "http://127.0.0.1:9/v1"), "cannot be reached", "start it")
     refused(run(*args, "--endpoint", "https://example.org/v1"), "--allow-remote example.org")
     refused(run(*args, "--endpoint", "nonsense"), "is not a URL")
     here = ("--endpoint", "http://127.0.0.1:9/v1")
-    refused(run(*args[:3], "--latents", "a,b", *args[5:], *here), "write numbers")
+    refused(run(*args, "--latents", "a,b", *here), "write numbers")
+    refused(run(*args, "--latents", "1", "--top", 3, *here), "give one of the two")
+    refused(run("label", features, "--out", tmp_path / "l", "--max-cost", 1), "are for --endpoint")
+    labels = last_json(run("label", features, "--out", tmp_path / "words", "--json"))
+    scores = ("score", features, tmp_path / "words", "--out", tmp_path / "scores", "--json")
+    assert len(last_json(run(*scores))["scores"]) <= labels["named"]
+    assert last_json(run("verify", tmp_path / "scores", "--json")) == {"files": 1}
 
 
 def test_convert(pipeline, tmp_path):
