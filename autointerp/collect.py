@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from autointerp.contrast import Contrast, label_groups, neighbours
 from autointerp.features import FORMAT_VERSION, IMAGES, KIND, KINDS, MODALITIES, SETS, Features

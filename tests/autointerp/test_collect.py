@@ -302,18 +302,18 @@ def test_unknown_names_are_refused_with_the_nearest(features):
 
 
 KILLED = """
-import os, signal, sys, threading
+import importlib, os, signal, sys, threading
 from pathlib import Path
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 import pyarrow.parquet
-from autointerp import collect as module
 from autointerp.sweep import Sweep
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
 
+module = importlib.import_module("autointerp.collect")
 acts, sae, out, place = sys.argv[1:]
 if place == "count":
     Sweep._settle = die
