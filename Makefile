@@ -48,6 +48,8 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install -q -c constraints-peers.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PEERS)/bin/pip install -q -c constraints-peers.txt dictionary-learning sae-lens eai-sparsify
+	@# All of delphi asks for vLLM; its cache, which is measured beside ours, needs what is here.
+	$(PEERS)/bin/pip install -q -c constraints-peers.txt --no-deps eai-delphi
 	@# nnsight asks for torchvision, never imports it, and transformers fails on one of another build.
 	$(PEERS)/bin/pip uninstall -q -y torchvision
 	@touch $(PEERS_STAMP)

@@ -5,28 +5,26 @@ to an unnamed temporary file (8 bytes each) from which the chosen examples are r
 bounded by the dictionary, the examples asked for, and 15 bytes a row; it holds no activations but
 those of the studies being read.
 
-The rows are encoded in blocks of :data:`BLOCK_ROWS` however they are read, so the folder is the
-same bytes for any size of read. A pass that is killed leaves nothing, and starts again.
+The rows are encoded in blocks of :data:`~autointerp.sweep.BLOCK_ROWS` however they are read, so the
+folder is the same bytes for any size of read. A pass that is killed leaves no folder, and starts
+again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from autointerp.contrast import Contrast, fraction, label_groups, neighbours
+from autointerp.contrast import Contrast, label_groups, neighbours
 from autointerp.features import FORMAT_VERSION, IMAGES, KIND, KINDS, MODALITIES, SETS, Features
-from autointerp.layout import READ_ROWS, FolderSource, Layout, LiveSource, Piece
-from autointerp.tally import Running, Sketch
+from autointerp.layout import READ_ROWS, FolderSource, Layout, LiveSource, ahead
+from autointerp.size import CollectSize, estimate
+from autointerp.sweep import BLOCK_ROWS, PerModality, Spool, Sweep, blocks
 from hooks.files import (
     ConfigError,
     FolderError,
@@ -40,13 +38,18 @@ from hooks.files import (
 from hooks.progress import track
 from hooks.store import ActivationFolder, StudyRows
 from hooks.studies import Study, split_of
-from sae.kernels import Above, Code, TopK, Weights, select
 from sae.model import MatryoshkaSAE
 
-BLOCK_ROWS = 4096
 CHUNK_VALUES = 1 << 20
 """Values of examples that are read back and written together."""
 N_NEIGHBOURS = 4
+NAMED = ["latent", "modality", "kind", "set", "study", "patient", "view", "sentence"]
+"""Columns of few values each, stored as numbers of a dictionary."""
+EXACT_BITS = 11
+"""Bits after the point that the values of examples keep; the rest is zero, to compress well."""
+VALUE_RESOLUTION = 2.0**-EXACT_BITS
+"""A value of an example is at most this share below the exact one; its peak is exact."""
+_KEPT = np.uint32(0xFFFFFFFF << (23 - EXACT_BITS) & 0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def collect(
     out: Path,
     studies: Iterable[Study] = (),
     read_rows: int = READ_ROWS,
+    before: Callable[[CollectSize], None] = CollectSize.check_room,
 ) -> Features:
     """Statistics and examples of every latent, as the folder ``out``.
 
@@ -112,11 +116,14 @@ def collect(
         For their labels; without them there are no examples of kind ``same_finding_absent``.
     read_rows
         Rows read at a time; no effect on the result.
+    before
+        Called with the size on the disk, before the pass over a folder, and before live rows'
+        examples are written. By default it refuses what the disk cannot hold.
 
     Raises
     ------
     ConfigError
-        If an activation is not finite.
+        If an activation is not finite, or the disk cannot hold the result.
     FolderError
         If ``out`` holds anything but this very result, or the folder lacks the dictionary's site.
     """
@@ -144,12 +151,16 @@ def collect(
         rows, n_blocks = LiveSource(source, sae.config.site), None
         record |= {"model": dict(sae.config.model)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _Spool(out.parent) as spool:
-        run = _Pass(sae, config, spool)
-        for block in track(_blocks(run.known(rows)), "collect", total=n_blocks):
+    if isinstance(rows, FolderSource):
+        n_active = sae.config.k * len(rows.layout)
+        before(estimate(rows.layout, sae.config.n_latents, n_active, config, out))
+    with Spool(out.parent) as spool, Sweep(sae, config, spool) as run:
+        for block in track(blocks(run.known(rows)), "collect", total=n_blocks):
             run.add(block)
         run.finish()
         layout = rows.layout
+        if isinstance(rows, LiveSource):
+            before(estimate(layout, run.F, run.n_active, config, out))
         with atomic_folder(out) as temporary:
             _write(temporary, run, layout, labels, sae, config, record)
     return Features.open(out)
@@ -161,218 +172,6 @@ def _digest(sae: MatryoshkaSAE) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-class _Spool:
-    """Arrays that grow in unnamed files of a folder, which vanish with the process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: dict[str, IO[bytes]] = {}
-
-    def __enter__(self) -> _Spool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def append(self, name: str, values: np.ndarray) -> None:
-        if name not in self._files:
-            self._files[name] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-        self._files[name].write(np.ascontiguousarray(values).data)
-
-    def array(self, name: str, dtype: Any) -> np.ndarray:
-        file = self._files.get(name)
-        if file is None or file.tell() == 0:
-            return np.zeros(0, dtype=dtype)
-        file.flush()
-        return np.memmap(file, dtype=dtype, mode="r")
-
-
-def _blocks(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same rows, :data:`BLOCK_ROWS` at a time; the last block may be shorter."""
-    waiting: list[Piece] = []
-    count = 0
-    for piece in pieces:
-        waiting.append(piece)
-        count += len(piece.modality)
-        if count < BLOCK_ROWS:
-            continue
-        whole = _joined(waiting)
-        full = count - count % BLOCK_ROWS
-        for start in range(0, full, BLOCK_ROWS):
-            yield Piece(*(column[start : start + BLOCK_ROWS] for column in whole))
-        waiting, count = [Piece(*(column[full:] for column in whole))], count - full
-    if count:
-        yield _joined(waiting)
-
-
-def _joined(pieces: Sequence[Piece]) -> Piece:
-    x, modality, study = zip(*pieces, strict=True)
-    return Piece(torch.cat(x), np.concatenate(modality), np.concatenate(study))
-
-
-class Encoder:
-    """The non-zero activations of a dictionary, by the kernels of its device."""
-
-    def __init__(self, sae: MatryoshkaSAE) -> None:
-        self.weights = Weights(
-            *(t.detach().contiguous() for t in (sae.W_enc.T, sae.b_enc, sae.W_dec, sae.b_dec))
-        )
-        self.kernels = select(sae.W_dec.device)
-        self.limits = sae.threshold.clamp_min(0) if sae.threshold.ndim else None
-        if sae.config.activation == "topk":
-            self.selection: Above | TopK = TopK(sae.config.k)
-            self.limits = None
-        else:
-            self.selection = Above(max(0.0, float(sae.threshold.min())))
-
-    @torch.no_grad()
-    def __call__(self, x: Float[Tensor, "n d"]) -> Code:
-        """As :meth:`sae.model.MatryoshkaSAE.encode`, without the zeros."""
-        code = self.kernels.encode(self.weights, x.to(self.weights.W_dec), self.selection)
-        if self.limits is None:
-            return code
-        kept = code.val > self.limits[code.col]
-        ends = torch.cat([code.row_ptr.new_zeros(1), kept.cumsum(0)])
-        return code._replace(row_ptr=ends[code.row_ptr], col=code.col[kept], val=code.val[kept])
-
-
-class _Entries(NamedTuple):
-    row: np.ndarray
-    latent: np.ndarray
-    value: np.ndarray
-    study: np.ndarray
-    modality: np.ndarray
-
-    def take(self, chosen: Any) -> _Entries:
-        return _Entries(*(column[chosen] for column in self))
-
-
-class _Modality:
-    """What runs along for one modality."""
-
-    def __init__(self, n_latents: int, config: CollectConfig, centre: float) -> None:
-        slots = n_latents * len(SETS)
-        self.sketch = Sketch(n_latents, centre)
-        self.studies_fired = np.zeros(n_latents, dtype=np.int64)
-        self.top = Running(slots, config.n_top)
-        # A random sample that still has enough when the top ones are taken out of it.
-        self.sample = Running(slots, config.n_top + config.n_quantile if config.n_quantile else 0)
-
-
-class _Pass:
-    """One pass: blocks of rows in, statistics and spooled activations out."""
-
-    def __init__(self, sae: MatryoshkaSAE, config: CollectConfig, spool: _Spool) -> None:
-        self.encoder, self.config, self.spool = Encoder(sae), config, spool
-        self.F = sae.config.n_latents
-        self.n_rows, self.centre = 0, 0.0
-        self.modalities: dict[int, _Modality] = {}
-        self.sets: list[int] = []
-        self._set_of = np.zeros(0, dtype=np.int64)
-        self._source: FolderSource | LiveSource | None = None
-        self._waiting: list[_Entries] = []
-        self._row_counts: list[np.ndarray] = []
-
-    def known(self, source: FolderSource | LiveSource) -> Iterator[Piece]:
-        """The source's pieces; on the way the sets of new patients are looked up."""
-        for piece in source.pieces():
-            patients = source.patients()
-            self.sets += [self.config.set_of(one) for one in patients[len(self.sets) :]]
-            yield piece
-
-    def add(self, block: Piece) -> None:
-        n = len(block.modality)
-        if not bool(block.x.float().sum().isfinite()) and not bool(block.x.isfinite().all()):
-            raise ConfigError(
-                f"rows {self.n_rows}–{self.n_rows + n - 1} hold NaN or infinity; mend the "
-                "activations"
-            )
-        code = self.encoder(block.x)
-        counts = code.row_ptr.diff().cpu().numpy()
-        local = np.repeat(np.arange(n), counts)
-        latent = code.col.cpu().numpy().astype(np.int64)
-        value = code.val.float().cpu().numpy()
-        self.spool.append("latent", latent.astype(np.int32))
-        self.spool.append("value", value)
-        self._row_counts.append(counts)
-        if self.centre == 0 and len(value):
-            self.centre = float(np.median(value))
-        entries = _Entries(
-            local + self.n_rows, latent, value, block.study[local], block.modality[local]
-        )
-        self.n_rows += n
-        self._waiting.append(entries)
-        last = int(block.study[-1])
-        if int(block.study[0]) != last:
-            joined = self._joined()
-            done = np.searchsorted(joined.study, last)
-            self._settle(joined.take(slice(None, done)))
-            self._waiting = [joined.take(slice(done, None))]
-
-    def finish(self) -> None:
-        """Settle what is left."""
-        if self._waiting:
-            self._settle(self._joined())
-        for one in self.modalities.values():
-            one.top.settle()
-            one.sample.settle()
-
-    def _joined(self) -> _Entries:
-        return _Entries(*(np.concatenate(c) for c in zip(*self._waiting, strict=True)))
-
-    def _settle(self, entries: _Entries) -> None:
-        """Count the entries of whole studies."""
-        if len(self._set_of) < len(self.sets):
-            self._set_of = np.array(self.sets, dtype=np.int64)
-        for modality in np.unique(entries.modality).tolist():
-            own = entries.take(entries.modality == modality)
-            if modality not in self.modalities:
-                self.modalities[modality] = _Modality(self.F, self.config, self.centre)
-            self._tally(modality, self.modalities[modality], own)
-
-    def _tally(self, modality: int, state: _Modality, own: _Entries) -> None:
-        state.sketch.add(own.latent, own.value)
-        # One cell for a study and latent: its largest value and the first row that has it.
-        key = own.study.astype(np.int64) * self.F + own.latent
-        order = np.argsort(key, kind="stable")
-        key, value, row = key[order], own.value[order], own.row[order]
-        starts = np.flatnonzero(np.diff(key, prepend=-1))
-        peak = np.maximum.reduceat(value, starts)
-        lengths = np.diff(starts, append=len(key))
-        is_peak = value == np.repeat(peak, lengths)
-        row = np.minimum.reduceat(np.where(is_peak, row, np.iinfo(np.int64).max), starts)
-        cell = key[starts]
-        self.spool.append(f"cells-{modality}", cell)
-        study, latent = np.divmod(cell, self.F)
-        state.studies_fired += np.bincount(latent, minlength=self.F)
-        slot = self._set_of[study] * self.F + latent
-        state.top.add(slot, peak, row, peak)
-        state.sample.add(slot, fraction(self.config.seed, latent, study), row, peak)
-
-    def values(self, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:
-        """Activations of latents on rows, elementwise, from the spool."""
-        if not hasattr(self, "_ends"):
-            self._ends = np.append(0, np.cumsum(np.concatenate(self._row_counts)))
-            self._columns = self.spool.array("latent", np.int32)
-            self._values = self.spool.array("value", np.float32)
-        out = np.zeros(len(rows), dtype=np.float32)
-        if len(self._columns) == 0 or len(rows) == 0:
-            return out
-        low, end = self._ends[rows], self._ends[rows + 1]
-        high = end.copy()
-        for _ in range(int((high - low).max()).bit_length()):
-            middle = (low + high) >> 1
-            open_ = low < high
-            less = self._columns[np.minimum(middle, len(self._columns) - 1)] < latents
-            low = np.where(open_ & less, middle + 1, low)
-            high = np.where(open_ & ~less, middle, high)
-        hit = np.flatnonzero(low < end)
-        hit = hit[self._columns[low[hit]] == latents[hit]]
-        out[hit] = self._values[low[hit]]
-        return out
 
 
 class _Examples(NamedTuple):
@@ -396,7 +195,7 @@ def _columns(modality: int, kind: str, F: int, slot: Any, row: Any, peak: Any) -
     return _Examples(slot % F, full(modality), slot // F, kinds, rank, row, peak)
 
 
-def _fired(modality: int, state: _Modality, F: int, n: int) -> Iterator[_Examples]:
+def _fired(modality: int, state: PerModality, F: int, n: int) -> Iterator[_Examples]:
     """The top examples, and others at even ranks among a sample of all that fired."""
     top = state.top
     slot, at = np.nonzero(top.row >= 0)
@@ -419,7 +218,7 @@ def _fired(modality: int, state: _Modality, F: int, n: int) -> Iterator[_Example
 
 
 def _choose(
-    run: _Pass, layout: Layout, labels: dict[str, tuple[str, ...]], sae: MatryoshkaSAE
+    run: Sweep, layout: Layout, labels: dict[str, tuple[str, ...]], sae: MatryoshkaSAE
 ) -> _Examples:
     """All examples, by latent, modality, set and kind."""
     config, F = run.config, run.F
@@ -460,7 +259,7 @@ def _choose(
 
 def _write(
     folder: Path,
-    run: _Pass,
+    run: Sweep,
     layout: Layout,
     labels: dict[str, tuple[str, ...]],
     sae: MatryoshkaSAE,
@@ -474,9 +273,12 @@ def _write(
     pq.write_table(_latents_table(run, layout, present, config), folder / "latents.parquet")
     examples = _choose(run, layout, labels, sae)
     writer: pq.ParquetWriter | None = None
-    for table in _example_tables(run, layout, examples, config.max_tokens):
+    for table in ahead(_example_tables(run, layout, examples, config.max_tokens)):
         writer = writer or pq.ParquetWriter(
-            folder / "examples.parquet", table.schema, compression="zstd"
+            folder / "examples.parquet",
+            table.schema,
+            compression="zstd",
+            use_dictionary=NAMED,  # pyright: ignore[reportArgumentType]
         )
         writer.write_table(table)
     assert writer is not None
@@ -499,7 +301,7 @@ def _write(
     )
 
 
-def _latents_table(run: _Pass, layout: Layout, present: list[int], config: CollectConfig) -> Any:
+def _latents_table(run: Sweep, layout: Layout, present: list[int], config: CollectConfig) -> Any:
     import pyarrow as pa
 
     F = run.F
@@ -507,7 +309,7 @@ def _latents_table(run: _Pass, layout: Layout, present: list[int], config: Colle
     columns: dict[str, list[np.ndarray]] = {}
     groups = {True: np.zeros((2, F)), False: np.zeros((2, F))}
     for modality in present:
-        state = run.modalities.get(modality) or _Modality(F, config, 1.0)
+        state = run.modalities.get(modality) or PerModality(F, config, 1.0)
         sketch, total = state.sketch, int(n_rows[modality])
         count = sketch.count
         rows = groups[MODALITIES[modality] in IMAGES]
@@ -541,7 +343,7 @@ def _latents_table(run: _Pass, layout: Layout, present: list[int], config: Colle
 
 
 def _example_tables(
-    run: _Pass, layout: Layout, examples: _Examples, max_tokens: int
+    run: Sweep, layout: Layout, examples: _Examples, max_tokens: int
 ) -> Iterator[Any]:
     """The examples in chunks of about :data:`CHUNK_VALUES` values; at least one table."""
     starts = layout.unit_starts
@@ -567,7 +369,7 @@ def _example_tables(
 
 
 def _table(
-    run: _Pass,
+    run: Sweep,
     layout: Layout,
     part: _Examples,
     first: np.ndarray,
@@ -591,6 +393,9 @@ def _table(
     found = np.zeros(len(rows), dtype=np.float32)
     fires = np.flatnonzero(part.peak[owner] > 0)
     found[fires] = run.values(rows[fires], part.latent[owner[fires]])
+    # Cut, not rounded, so that none exceeds the peak.
+    cut = (found.view(np.uint32) & _KEPT).view(np.float32)
+    found = np.where(rows == part.row[owner], found, cut)
     values[offsets[owner] + np.where(on_film, patch, within)] = found
     words = np.flatnonzero(~on_film)
     word_offsets = np.append(0, np.cumsum(np.where(image, 0, n_rows)))

@@ -32,14 +32,14 @@ class Chosen(NamedTuple):
 
 def mixed(*numbers: np.ndarray | int) -> np.ndarray:
     """A 64-bit hash of integers, elementwise (the finaliser of SplitMix64 after each)."""
-    out = np.uint64(0x9E3779B97F4A7C15)
+    out = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for number in numbers:
             out = (out ^ np.asarray(number, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
             out = (out ^ (out >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             out = (out ^ (out >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             out = out ^ (out >> np.uint64(31))
-    return out
+    return np.asarray(out)
 
 
 def fraction(*numbers: np.ndarray | int) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from hooks.store import ActivationFolder, StudyRows
 
 PROMPT, REPORT, GENERATED = (MODALITIES.index(name) for name in ("prompt", "report", "generated"))
 READ_ROWS = 8192
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,21 @@ class Piece(NamedTuple):
     x: Float[Tensor, "n d"]
     modality: np.ndarray
     study: np.ndarray
+
+    def part(self, start: int, stop: int) -> Piece:
+        """Some of the rows, as views."""
+        own = slice(start, stop)
+        return Piece(self.x[own], self.modality[own], self.study[own])
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made by a thread while the one before is used."""
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = worker.submit(next, source, end)
+            yield cast(T, item)
 
 
 def _modalities(role: np.ndarray, view: np.ndarray, generated: bool) -> np.ndarray:
@@ -148,15 +164,12 @@ class FolderSource:
         return self.layout.patients
 
     def pieces(self) -> Iterator[Piece]:
-        n, step, layout = self.folder.n_tokens, self.read_rows, self.layout
-        with ThreadPoolExecutor(1) as reader:
-            starts = range(0, n, step)
-            coming = reader.submit(self.folder.rows, self.site, 0, min(step, n))
-            for start in starts:
-                x, stop = coming.result(), min(start + step, n)
-                if stop < n:
-                    coming = reader.submit(self.folder.rows, self.site, stop, min(stop + step, n))
-                yield Piece(x, layout.modality[start:stop], layout.study[start:stop])
+        n, layout = self.folder.n_tokens, self.layout
+        spans = [(i, min(i + self.read_rows, n)) for i in range(0, n, self.read_rows)]
+        yield from ahead(
+            Piece(self.folder.rows(self.site, i, j), layout.modality[i:j], layout.study[i:j])
+            for i, j in spans
+        )
 
 
 class LiveSource:

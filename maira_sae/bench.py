@@ -260,17 +260,37 @@ def labels(
     _print(result, table, as_json)
 
 
-@app.command(epilog="Example: `maira-sae bench collect sae/ acts/ --json`")
+@app.command(
+    epilog="Example: `maira-sae bench collect --d-model 1024 --latents 16384 --json` — delphi "
+    "needs `make peers` first"
+)
 def collect(
-    sae_folder: Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")],
-    activations: Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")],
+    sae_folder: Annotated[
+        Path | None, typer.Argument(metavar="SAE", help="SAE folder; default: a random one.")
+    ] = None,
+    activations: Annotated[
+        Path | None, typer.Argument(metavar="ACTS", help="Its rows; default: random ones.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Random rows.")] = 40_000,
+    d_model: Width = 1024,
+    latents: Latents = 16_384,
+    k: Active = 64,
+    grid: Annotated[int, typer.Option(help="Patch rows, and columns, of a film.")] = 16,
     repeats: Annotated[int, typer.Option(help="Turns of each.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
+    peers_python: Annotated[
+        Path, typer.Option(envvar="PEERS_PYTHON", help="Python with the other libraries.")
+    ] = Path(".venv-peers/bin/python"),
     as_json: Json = False,
 ) -> None:
-    """The collecting pass beside one read with one encode, and beside delphi's algorithm."""
-    from maira_sae.bench_collect import bench_collect
+    """The collecting pass beside one read with one encode, and beside delphi's cache."""
+    from maira_sae.bench_collect import CollectBench, run, table
 
-    _print(bench_collect(sae_folder, activations, repeats), str, as_json)
+    if (sae_folder is None) != (activations is None):
+        raise typer.BadParameter("give both SAE and ACTS, or neither for random ones")
+    config = CollectBench(rows, d_model, latents, k, grid, repeats)
+    config = config.quick() if quick else config
+    _print(run(config, sae_folder, activations, peers_python), table, as_json)
 
 
 @app.command(epilog="Example: `maira-sae bench clinic --demo demo-out --json`")

@@ -1,6 +1,8 @@
-"""SAELens' side of `maira-sae bench store` and `bench harvest`; runs in its own environment.
+"""SAELens' side of `maira-sae bench store` and `bench harvest`, and delphi's of `bench collect`.
 
-    python bench_peer.py {store,harvest} '{…}'
+Runs in an environment of its own.
+
+    python bench_peer.py {store,harvest,collect} '{…}'
 
 Every line of standard input is answered with a JSON object: rows or tokens, and seconds. Imports
 nothing of this library.
@@ -120,11 +122,65 @@ def harvest(settings):
     return turn
 
 
+def collect(settings):
+    """delphi's `LatentCache` over a model whose hooked module gives back the stored rows."""
+    import importlib.util
+    import types
+
+    # The package's own `__init__` asks for vLLM's and faiss' company; the cache needs neither.
+    found = importlib.util.find_spec("delphi")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("there is no delphi here; build the environment anew")
+    package = types.ModuleType("delphi.latents")
+    package.__path__ = [str(Path(found.submodule_search_locations[0]) / "latents")]
+    sys.modules["delphi.latents"] = package
+    from delphi.latents.cache import LatentCache
+    from safetensors.torch import load_file
+
+    weights = load_file(settings["weights"])
+    parts = [load_file(path)[settings["site"]] for path in settings["parts"]]
+    rows, context = torch.cat(parts), settings["context"]
+    out = Path(settings["out"])
+
+    class Rows(torch.nn.Module):
+        """Stands where a layer would: looks the rows up."""
+
+        def forward(self, places):
+            return rows[places]
+
+    class Stored(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.layer = Rows()
+
+        def forward(self, places):
+            return self.layer(places)
+
+    def encode(x):
+        pre = (x.float() - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+        return pre * (pre > weights["threshold"].clamp(min=0))
+
+    whole = len(rows) // (context * settings["sequences"]) * context * settings["sequences"]
+    places = torch.arange(whole).view(-1, context)
+
+    def turn():
+        shutil.rmtree(out, ignore_errors=True)
+        began = time.perf_counter()
+        cache = LatentCache(Stored(), {"layer": encode}, settings["sequences"])
+        cache.run(whole, places)
+        cache.save_splits(settings["splits"], out)
+        return {"rows": whole, "seconds": time.perf_counter() - began}
+
+    return turn
+
+
 if __name__ == "__main__":
     task, given = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(given["threads"])
     answers, sys.stdout = sys.stdout, sys.stderr  # peers print
-    run = {"store": store, "harvest": harvest}[task](given)
+    run = {"store": store, "harvest": harvest, "collect": collect}[task](given)
     for _ in sys.stdin:
         answers.write(json.dumps(run()) + "\n")
         answers.flush()

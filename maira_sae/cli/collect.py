@@ -30,6 +30,7 @@ def collect(
     n_quantile: Annotated[int, typer.Option(help="Examples spread over its range.")] = 8,
     n_contrast: Annotated[int, typer.Option(help="Silent examples of each kind.")] = 4,
     seed: Seed = 0,
+    force: Annotated[bool, typer.Option(help="Start even where the disk seems too small.")] = False,
     as_json: Json = False,
 ) -> None:
     """Statistics and examples of every latent in one pass, by modality, split by patient.
@@ -40,6 +41,7 @@ def collect(
 
     from autointerp.collect import CollectConfig
     from autointerp.collect import collect as collect_features
+    from autointerp.size import CollectSize
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
 
@@ -47,7 +49,13 @@ def collect(
     device = "cuda" if torch.cuda.is_available() else None
     sae = MatryoshkaSAE.from_pretrained(sae_folder, device)
     known = load_studies(studies) if studies else []
-    found = collect_features(sae, ActivationFolder(activations), config, out, known)
+
+    def before(size: CollectSize) -> None:
+        typer.echo(f"to do: {size}")
+        if not force:
+            size.check_room()
+
+    found = collect_features(sae, ActivationFolder(activations), config, out, known, before=before)
     alive = found.alive()
     dense = sum(found.dense(latent) for latent in range(found.n_latents))
     result = {

@@ -1,5 +1,8 @@
 """The collecting pass against dense float64 arithmetic, and the promises of its examples."""
 
+import signal
+import subprocess
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -8,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.collect import BLOCK_ROWS, CollectConfig, Encoder, collect
+from autointerp.collect import VALUE_RESOLUTION, CollectConfig, collect
 from autointerp.features import SILENT, Features
+from autointerp.sweep import BLOCK_ROWS, Encoder
 from autointerp.tally import RESOLUTION, Running, Sketch
 from hooks.files import ConfigError, FolderError
 from hooks.roles import NONE, Role, Tokens, View
@@ -143,7 +147,10 @@ def test_examples_hold_the_latents_values_on_their_rows(features, rows, sae):
             assert starts[number] <= first <= e.peak_row <= last < starts[number + 1]
             assert e.patient == f"p{number // 2}" and e.sequence == number
             assert own[e.modality][first : last + 1].all()
-            assert e.values == pytest.approx(z[first : last + 1, latent].tolist(), abs=1e-4)
+            exact, values = z[first : last + 1, latent], np.array(e.values)
+            assert (values <= exact * (1 + 1e-5)).all()
+            assert (values >= exact * (1 - VALUE_RESOLUTION - 1e-5)).all()
+            assert e.peak == pytest.approx(z[e.peak_row, latent], rel=1e-5)
             if e.view:
                 assert e.patch_shape == (GRID, GRID) and e.token_ids == []
             else:
@@ -292,3 +299,99 @@ def test_unknown_names_are_refused_with_the_nearest(features):
         features.stats(LATENTS)
     with pytest.raises(FolderError, match="maira-sae collect"):
         Features.open(features.folder / "nowhere")
+
+
+KILLED = """
+import importlib, os, signal, sys, threading
+from pathlib import Path
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+import pyarrow.parquet
+from autointerp.sweep import Sweep
+from hooks.store import ActivationFolder
+from sae.model import MatryoshkaSAE
+
+module = importlib.import_module("autointerp.collect")
+acts, sae, out, place = sys.argv[1:]
+if place == "count":
+    Sweep._settle = die
+elif place == "examples":
+    pyarrow.parquet.ParquetWriter.write_table = die
+elif place == "seal":
+    module.seal = die
+else:
+    threading.Timer(float(place), die).start()
+model = MatryoshkaSAE.from_pretrained(Path(sae))
+module.collect(model, ActivationFolder(Path(acts)), None, Path(out))
+die()
+"""
+
+
+def test_a_killed_pass_leaves_no_folder_and_the_next_gives_the_same_bytes(many_acts, tmp_path):
+    folder, sae = many_acts
+    sae.save(tmp_path / "sae", {})
+    want = collect(sae, folder, None, tmp_path / "whole").manifest["files"]
+    for place in ("count", "examples", "seal", "0.05"):
+        out = tmp_path / f"at-{place}"
+        command = [sys.executable, "-c", KILLED, *map(str, (folder.folder, tmp_path / "sae", out))]
+        done = subprocess.run([*command, place], check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        if place != "0.05":
+            assert not out.exists()
+        assert collect(sae, folder, None, out).manifest["files"] == want
+        assert {p.name for p in out.iterdir()} == {*want, "manifest.json"}
+
+
+def test_rows_of_a_running_model_give_what_their_folder_gives(many_acts, model, processor, studies):
+    from hooks.harvest import HarvestConfig, harvest_rows
+
+    folder, sae = many_acts
+    rows = harvest_rows(model, processor, studies, HarvestConfig((SITE,), policy="all"))
+    here = folder.folder.parent
+    live = collect(sae, rows, None, here / "live", studies)
+    stored = collect(sae, folder, None, here / "stored", studies)
+    assert live.manifest["files"] == stored.manifest["files"]
+    assert {"frontal", "prompt", "report"} <= set(stored.modalities)
+
+
+def test_words_the_model_wrote_are_a_modality_of_their_own(tmp_path, model, processor, studies):
+    from hooks.generation import Decoding, harvest_generated
+    from hooks.harvest import HarvestConfig
+
+    config = HarvestConfig((SITE,), policy="all")
+    folder = harvest_generated(
+        model, processor, studies[:5], config, tmp_path / "acts", Decoding(4)
+    )
+    sae = MatryoshkaSAE(SAEConfig(32, 64, 4, (64,), site=SITE, policy="all"))
+    found = collect(sae, folder, None, tmp_path / "f")
+    assert "generated" in found.modalities and "report" not in found.modalities
+    written = np.isin(folder.roles(), [int(Role.REPORT), int(Role.GROUNDING)])
+    ids = folder.column("token_id")
+    assert found.stats(0)["generated"].n_rows == written.sum() > 0
+    examples = [e for i in range(64) for e in found.examples(i, "generated")]
+    assert examples
+    for e in examples:
+        assert written[e.rows[0] : e.rows[1] + 1].all()
+        assert e.token_ids == ids[e.rows[0] : e.rows[1] + 1].tolist()
+
+
+def test_the_size_is_told_first_and_a_full_disk_is_refused(rows, sae, many_acts, tmp_path):
+    folder, own = many_acts
+    told = []
+    found = collect(own, folder, None, tmp_path / "f", before=told.append)
+    size = told[0]
+    assert size.rows == folder.n_tokens and size.examples >= found.manifest["n_examples"]
+    assert size.bytes >= (found.folder / "examples.parquet").stat().st_size
+    full = size._replace(free_bytes=size.bytes)
+    with pytest.raises(ConfigError, match="--n-contrast"):
+        full.check_room()
+
+    def refuse(size):
+        size._replace(free_bytes=0).check_room()
+
+    for number, (one, source) in enumerate([(own, folder), (sae, rows)]):
+        with pytest.raises(ConfigError, match="free"):
+            collect(one, source, None, tmp_path / str(number), before=refuse)
+        assert not (tmp_path / str(number)).exists()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from autointerp.features import Features
 from hooks.store import ActivationFolder
 from maira_sae.cli import main
 from sae import MatryoshkaSAE, measure
@@ -220,6 +221,28 @@ def test_bench_store(tmp_path, monkeypatch):
     assert result["sequential_ratio"] > 0 and result["shuffled_ratio"] > 0
     assert result["sae_lens_ratio"] is None and "make peers" in result["sae_lens_reason"]
     assert 0.5 < result["batch_entropy"] <= 1 and result["coverage"] > 0.9
+
+
+def test_collect(pipeline, studies_folder, tmp_path):
+    _, acts, sae, _, _ = pipeline
+    args = ("collect", sae, acts, "--studies", studies_folder, "--n-top", 3)
+    result = run(*args, "--out", tmp_path / "features", "--json")
+    assert result.stdout.startswith("to do: ")
+    found = last_json(result)
+    features = Features.open(tmp_path / "features")
+    assert found["n_latents"] == features.n_latents and found["alive"] == len(features.alive()) > 0
+    assert found["examples"] == features.table("examples").num_rows > 0
+    before = tree(tmp_path / "features")
+    assert last_json(run(*args, "--out", tmp_path / "features", "--json")) == found
+    assert tree(tmp_path / "features") == before
+    refused(run(*args[:-1], 4, "--out", tmp_path / "features"), "other features")
+
+
+def test_bench_collect(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_PYTHON", str(tmp_path / "none"))
+    result = last_json(run("bench", "collect", "--quick", "--json"))
+    assert result["collect_over_floor"] > 0 and result["pass_over_floor"] > 0
+    assert result["delphi_ratio"] is None and "make peers" in result["delphi_reason"]
 
 
 def test_bench_harvest(checkpoint, studies_folder, tmp_path, monkeypatch):
