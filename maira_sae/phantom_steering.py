@@ -38,8 +38,13 @@ from steering.sentences import split_sentences
 
 TRAIN_SEED = 700_000_000
 TEST_SEED = 710_000_000
-FILMS = ("vision.0.resid_post", "vision.1.resid_post", "vision.2.resid_post", "vision.3.resid_post")
-SWEEP = (*FILMS, "projector", *(f"llm.{i}.resid_post" for i in range(4)))
+SWEEP = (
+    "vision.1.resid_post",
+    "vision.3.resid_post",
+    "projector",
+    "llm.1.resid_post",
+    "llm.3.resid_post",
+)
 """Sites at which mean-difference steering is tried; all of them hold a row for every patch."""
 
 
@@ -47,17 +52,17 @@ SWEEP = (*FILMS, "projector", *(f"llm.{i}.resid_post" for i in range(4)))
 class SteeringBench:
     """Sizes of the measurement."""
 
-    n_train: int = 300
+    n_train: int = 250
     """Studies on which everything is chosen."""
-    n_test: int = 400
+    n_test: int = 300
     """Other studies, on which it is measured."""
-    tried: int = 16
+    tried: int = 12
     """Training studies on which one candidate is tried."""
-    measured: int = 60
+    measured: int = 40
     """Most test studies of a finding with it, and as many without."""
     rate: float = 0.2
     """How often each finding occurs, independently of the others."""
-    sizes: tuple[int, ...] = (1, 2, 4)
+    sizes: tuple[int, ...] = (1, 2, 4, 8)
     """Latents edited together."""
     strengths: tuple[float, ...] = (1.0, 2.0)
     """In units of the 99th percentile where the finding is; of mean differences, of their length.
@@ -69,7 +74,7 @@ class SteeringBench:
     def quick(self) -> SteeringBench:
         """Small enough to check that it runs."""
         return replace(
-            self, n_train=60, n_test=30, tried=2, measured=3, sizes=(2,), sites=(FILMS[3],)
+            self, n_train=60, n_test=30, tried=2, measured=3, sizes=(2,), sites=SWEEP[1:2]
         )
 
 
@@ -144,7 +149,7 @@ class Bench:
         shown = [s.frontal.coverage().reshape(len(LABELS), -1) > 0.05 for s in self.train]
         self.shown = torch.from_numpy(np.stack(shown))  # [n, 14, P]
         self.present = torch.tensor([[x in s.factors.present for x in LABELS] for s in self.train])
-        self.side = self.words.config.patch_grid
+        self.side = self.model.config.patch_grid
 
     def _draw(self, first: int, n: int) -> list[PhantomStudy]:
         return [
