@@ -31,7 +31,7 @@ from phantom.language import sentences
 from phantom.model import load
 from phantom.score import write_reports
 from sae import MatryoshkaSAE, SAEConfig
-from sae.intervals import mean_interval, ratio, patient_draws
+from sae.intervals import mean_interval, patient_draws, ratio
 from steering import Edit, Positions, Push, matched_latent, steered
 from steering.edits import Change
 from steering.sentences import split_sentences
@@ -353,7 +353,9 @@ def measure_finding(bench: Bench, label: str) -> dict[str, Any]:
 
     on, off = choose(True), choose(False)
     assert on.strength is not None
-    asserted = bench.attempt(many[True], label, clamps(on.latents, on.strength), places[on.place], True)
+    asserted = bench.attempt(
+        many[True], label, clamps(on.latents, on.strength), places[on.place], True
+    )
     ablations: list[Change] = [Edit(f, mode="ablate") for f in off.latents]
     removed = bench.attempt(many[False], label, ablations, places[off.place], False)
     rates = (bench.latents > 0).float().mean((0, 1))

@@ -53,8 +53,11 @@ def box_shifts(before: str, after: str, bins: int = 100, judge: Judge = by_rule)
             continue
         free.remove(partner)
         pairs = sorted(
-            ((iou(a, b), i, j) for i, a in enumerate(phrase.boxes or ())
-             for j, b in enumerate(partner.boxes or ())),
+            (
+                (iou(a, b), i, j)
+                for i, a in enumerate(phrase.boxes or ())
+                for j, b in enumerate(partner.boxes or ())
+            ),
             reverse=True,
         )
         used: tuple[set[int], set[int]] = (set(), set())

@@ -93,9 +93,7 @@ def _judge(sentence: str, reference: str, ask: Ask) -> bool | None:
         return None
 
 
-def write_radfact(
-    reports: Sequence[tuple[str, str, str]], path: Path, *, bins: int = 100
-) -> None:
+def write_radfact(reports: Sequence[tuple[str, str, str]], path: Path, *, bins: int = 100) -> None:
     """Write ``(example id, steered, plain)`` in a format that RadFact reads.
 
     ``.csv`` is its format for narrative reports (run with ``--is_narrative_text``), ``.json`` that

@@ -16,12 +16,63 @@ Judge = Callable[[str, str], Relation]
 _END = re.compile(r"(?<=[.!?])(?:\s+|$)|(?<=</obj>)\s*")
 _WORD = re.compile(r"[a-z0-9]+")
 _DENIALS = frozenset(
-    "no not without absent absence negative free clear resolved normal unremarkable never".split()
+    [
+        "no",
+        "not",
+        "without",
+        "absent",
+        "absence",
+        "negative",
+        "free",
+        "clear",
+        "resolved",
+        "normal",
+        "unremarkable",
+        "never",
+    ]
 )
 # Words that carry neither a finding nor its place. "either" and "both" are sides, so they stay out.
 _EMPTY = frozenset(
-    "a an the there is are was were be been of in on at to and or with for by from has have had "
-    "seen noted identified present evidence again this that it its which as any evident".split()
+    [
+        "a",
+        "an",
+        "the",
+        "there",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "and",
+        "or",
+        "with",
+        "for",
+        "by",
+        "from",
+        "has",
+        "have",
+        "had",
+        "seen",
+        "noted",
+        "identified",
+        "present",
+        "evidence",
+        "again",
+        "this",
+        "that",
+        "it",
+        "its",
+        "which",
+        "as",
+        "any",
+        "evident",
+    ]
 )
 
 

@@ -18,7 +18,7 @@ from hooks.roles import View
 from hooks.sites import resolve_site
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
-from steering.edits import Edit, Mode
+from steering.edits import Edit
 from steering.effects import Dose, Effect, dose_response, effect, records
 from steering.generate import generate_report, steered
 from steering.positions import Positions, Where
@@ -63,9 +63,7 @@ def sweep(
                     tokenizer=processor.tokenizer,
                 ):
                     text = generate_report(model, processor, study, max_new_tokens=max_new_tokens)
-                out.append(
-                    effect(study.id, study.patient, arm, strength, plain, text, is_target)
-                )
+                out.append(effect(study.id, study.patient, arm, strength, plain, text, is_target))
     return out
 
 
