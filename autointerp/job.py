@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autointerp import structured
-from autointerp.ledger import Answer, EgressLog
+from autointerp.ledger import Answer, EgressLog, Logprobs
 from hooks.files import EndpointError
 
 if TYPE_CHECKING:
@@ -44,17 +44,26 @@ class Item:
     repaired: bool = False
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """An attempt that brought no answer."""
 
-    def __init__(self, what: str, *, again: bool, pause: float | None = None, billed: bool = False):
+    def __init__(
+        self,
+        what: str,
+        *,
+        again: bool,
+        pause: float | None = None,
+        billed: bool = False,
+        busy: bool = True,
+    ) -> None:
         super().__init__(what)
         self.what, self.again, self.pause, self.billed = what, again, pause, billed
+        self.busy = busy
         self.turned_down = False
 
 
-class _NoSchema(Exception):
-    """The endpoint does not know ``response_format``."""
+class Unsupported(Exception):
+    """The endpoint does not know ``response_format``, or ``logprobs``."""
 
 
 class Job:
@@ -69,12 +78,14 @@ class Job:
             self._order.append(by_key.setdefault(item.key, item))
         self.items = list(by_key.values())
         self._open = set()
-        self._failed: list[_Failure] = []
+        self._finished_items: set[int] = set()
+        self._failed: list[Failure] = []
         self._answered = self._retries = self._fruitless = 0
         self._stop: EndpointError | None = None
         self._done = False
         self._pending: list[tuple[Item, Answer]] = []
-        kept = client.ledger.find(list(by_key))
+        plain = [self._without_logprobs(item)[1] for item in self.items if _tells(item)]
+        kept = client.ledger.find([*by_key, *plain])
         self.unsent = [item for item in self.items if not self._finished(item, kept)]
 
     def _item(self, request: Request) -> Item:
@@ -85,12 +96,30 @@ class Job:
                 messages = structured.in_words(messages, request.schema)
             else:
                 extra["response_format"] = structured.response_format(request.schema)
+        if request.top_logprobs and not self.client.no_logprobs:
+            extra |= {"logprobs": True, "top_logprobs": request.top_logprobs}
         body = self.client.body(messages, request.max_tokens, **extra)
         return Item(request, body, self.client.key(body), self.client.expected(body))
 
     def _finished(self, item: Item, kept: Mapping[str, Answer]) -> bool:
         answer = kept.get(item.key)
+        if answer is None and _tells(item):
+            # The same question was paid for without log-probabilities: they are not worth a second.
+            body, key = self._without_logprobs(item)
+            if (answer := kept.get(key)) is not None:
+                self._ask_instead(item, body)
         return answer is not None and (self._accept(item, answer) or self._from_ledger(item))
+
+    def _without_logprobs(self, item: Item) -> tuple[dict[str, Any], str]:
+        body = {k: v for k, v in item.body.items() if k not in ("logprobs", "top_logprobs")}
+        return body, self.client.key(body)
+
+    def _outdated(self, item: Item) -> bool:
+        """Whether an item asks for what the endpoint has turned down since it was queued."""
+        client, body = self.client, item.body
+        return (client.no_logprobs and "logprobs" in body) or (
+            client.no_schema and "response_format" in body
+        )
 
     def _from_ledger(self, item: Item) -> bool:
         """Finish an item with answers that are kept, a repair's included."""
@@ -128,7 +157,7 @@ class Job:
         for item in self._order:
             answer = item.answer or Answer("", refused=True)
             text = "" if answer.refused else answer.text
-            replies.append(Reply(text, answer.refused, item.value))
+            replies.append(Reply(text, answer.refused, item.value, answer.logprobs))
         return replies
 
     async def run(self, display: JobDisplay) -> None:
@@ -223,6 +252,9 @@ class Job:
             _, _, item = await self._queue.get()
             if item is None or self._stop is not None:
                 return
+            if self._outdated(item):
+                self._adapt(item)
+                continue
             expected, used = item.expected, (0, 0)
             if (refusal := budget.refusal(*expected)) is not None:
                 error = self.client.error(refusal, "raise the limit and run again")
@@ -236,18 +268,22 @@ class Job:
                 self._fruitless = 0
                 self._pending.append((item, answer))
                 self._arrived.set()
-            except _NoSchema:
-                self._ask_instead(item, self._item(item.request).body)
-                if self._from_ledger(item):
-                    self._close(item)
-                else:
-                    self._put(item, 0)
-            except _Failure as failure:
+            except Unsupported:
+                self._adapt(item)
+            except Failure as failure:
                 used = expected if failure.billed else used
                 self._failure(item, failure)
             finally:
                 budget.settle(expected, used)
             self._show()
+
+    def _adapt(self, item: Item) -> None:
+        """Ask without what the endpoint does not know, unless that was answered already."""
+        self._ask_instead(item, self._item(item.request).body)
+        if self._from_ledger(item):
+            self._close(item)
+        else:
+            self._put(item, 0)
 
     async def _wait_turn(self, expected: tuple[int, int]) -> None:
         pause = max(
@@ -256,7 +292,7 @@ class Job:
         if pause:
             await asyncio.sleep(pause)
 
-    def _failure(self, item: Item, failure: _Failure) -> None:
+    def _failure(self, item: Item, failure: Failure) -> None:
         """Try again later, give the item up, or stop the job."""
         if failure.turned_down:
             self._stop_with(self.client.error(failure.what))
@@ -264,6 +300,8 @@ class Job:
             item.tries += 1
             self._retries += 1
             pause = failure.pause
+            if pause is None and not failure.busy and item.tries == 1:
+                pause = 0.0  # a lost connection or a torn reply says nothing about load
             if pause is None:
                 longest = min(LONGEST_PAUSE, self.client.config.backoff * 2 ** (item.tries - 1))
                 pause = longest * (1 - random.random() / 2)
@@ -329,14 +367,14 @@ class Job:
                 options={"headers": {"Idempotency-Key": item.key}},
             )
         except APITimeoutError:
-            raise _Failure(
+            raise Failure(
                 f"did not answer within {config.timeout:.0f} s; give it more time",
                 again=True,
                 billed=True,
             ) from None
         except APIConnectionError as error:
-            raise _Failure(
-                f"cannot be reached ({error.__cause__ or error}); start it", again=True
+            raise Failure(
+                f"cannot be reached ({error.__cause__ or error}); start it", again=True, busy=False
             ) from None
         except APIStatusError as error:
             return self._refused(item, error)
@@ -350,33 +388,61 @@ class Job:
             message, usage = choice["message"], reply.get("usage") or {}
             refusal, text = message.get("refusal"), message.get("content") or ""
         except (TypeError, KeyError, IndexError, AttributeError):
-            raise _Failure(
+            raise Failure(
                 "sent replies that are no chat completions; check that the URL is an "
                 "OpenAI-compatible one",
                 again=True,
                 billed=True,
+                busy=False,
             ) from None
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
         tokens_in = int(usage.get("prompt_tokens") or item.expected[0])
         tokens_out = int(usage.get("completion_tokens") or item.expected[1])
-        return Answer(str(refusal or text), refused, tokens_in, tokens_out)
+        logprobs = None if refused else _logprobs(choice)
+        return Answer(str(refusal or text), refused, tokens_in, tokens_out, logprobs)
 
     def _refused(self, item: Item, error: APIStatusError) -> Answer:
+        return self._status(
+            item, error.status_code, error.code, str(error.message), error.response.headers
+        )
+
+    def _status(
+        self, item: Item, status: int, code: str | None, message: str, headers: Mapping[str, str]
+    ) -> Answer:
         """What a status other than success means."""
-        status = error.status_code
-        detail = " ".join(str(error.message).split())[:200]
-        if status == 400 and "content_filter" in f"{error.code} {detail}":
+        detail = " ".join(message.split())[:200]
+        if status == 400 and "content_filter" in f"{code} {detail}":
             return Answer(detail, refused=True)
         if status in (400, 422) and "response_format" in item.body and "response_format" in detail:
             self.client.no_schema = True
-            raise _NoSchema
-        failure = _Failure(
+            raise Unsupported
+        if status in (400, 403, 422) and _tells(item) and "logprobs" in detail:
+            self.client.no_logprobs = True
+            raise Unsupported
+        failure = Failure(
             f"refused with status {status}: {detail}; check the model name and key",
             again=status in _TRANSIENT or status >= 500,
-            pause=_named_pause(error.response.headers),
+            pause=_named_pause(headers),
+            busy=status != 500,
         )
         failure.turned_down = status in _TURNED_DOWN
         raise failure from None
+
+
+def _tells(item: Item) -> bool:
+    """Whether a request asks for log-probabilities."""
+    return "logprobs" in item.body
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Logprobs | None:
+    """Those of a reply; ``None`` where none were asked for, or the endpoint took no notice."""
+    try:
+        return [
+            {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
+            for token in choice["logprobs"]["content"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _named_pause(headers: Any) -> float | None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from hooks.files import FolderError
 
-_SCHEMA = """
+_SCHEMAS = (
+    """
 CREATE TABLE IF NOT EXISTS answers (
     request TEXT PRIMARY KEY,
     answer TEXT NOT NULL,
@@ -24,7 +25,29 @@ CREATE TABLE IF NOT EXISTS answers (
     tokens_out INTEGER NOT NULL,
     time REAL NOT NULL
 ) WITHOUT ROWID
-"""
+""",
+    # A table of its own, so that a ledger from before it was known is read, and stays readable.
+    """
+CREATE TABLE IF NOT EXISTS logprobs (
+    request TEXT PRIMARY KEY,
+    tokens TEXT NOT NULL
+) WITHOUT ROWID
+""",
+    # Which answers came by a batch, at its price.
+    "CREATE TABLE IF NOT EXISTS batched (request TEXT PRIMARY KEY) WITHOUT ROWID",
+    """
+CREATE TABLE IF NOT EXISTS plans (
+    hash TEXT PRIMARY KEY,
+    keys TEXT NOT NULL,
+    batch TEXT,
+    ended INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID
+""",
+)
+
+
+Logprobs = list[dict[str, float]]
+"""For each token, the likeliest tokens with their log-probabilities."""
 
 
 class Answer(NamedTuple):
@@ -35,6 +58,17 @@ class Answer(NamedTuple):
     """Whether the model declined; its words, if any, are the text."""
     tokens_in: int = 0
     tokens_out: int = 0
+    logprobs: Logprobs | None = None
+    """Of each token of the text, where they were asked for and came."""
+
+
+class Plan(NamedTuple):
+    """Requests that are submitted as one batch."""
+
+    hash: str
+    keys: tuple[str, ...]
+    batch: str | None
+    """The provider's id, once it is known."""
 
 
 class Ledger:
@@ -57,7 +91,8 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._connection() as db:
             db.execute("PRAGMA journal_mode=WAL")
-            db.execute(_SCHEMA)
+            for schema in _SCHEMAS:
+                db.execute(schema)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -93,20 +128,28 @@ class Ledger:
             for start in range(0, len(keys), 500):
                 some = keys[start : start + 500]
                 rows = db.execute(
-                    "SELECT request, answer, refused, tokens_in, tokens_out FROM answers "
+                    "SELECT request, answer, refused, tokens_in, tokens_out, tokens FROM answers "
+                    "LEFT JOIN logprobs USING (request) "
                     f"WHERE request IN ({','.join('?' * len(some))})",
                     some,
                 )
-                for key, text, refused, tokens_in, tokens_out in rows:
-                    found[key] = Answer(text, bool(refused), tokens_in, tokens_out)
+                for key, text, refused, tokens_in, tokens_out, tokens in rows:
+                    logprobs = None if tokens is None else json.loads(tokens)
+                    found[key] = Answer(text, bool(refused), tokens_in, tokens_out, logprobs)
         return found
 
     def put(self, key: str, answer: str) -> None:
         """Record an answer."""
         self.commit({key: Answer(answer)})
 
-    def commit(self, answers: dict[str, Answer]) -> None:
-        """Record several answers in one transaction; one that is there already stays."""
+    def commit(self, answers: dict[str, Answer], batched: bool = False) -> None:
+        """Record several answers in one transaction; one that is there already stays.
+
+        Parameters
+        ----------
+        batched
+            Whether they came by a batch.
+        """
         now = time.time()
         rows = [
             (key, one.text, int(one.refused), one.tokens_in, one.tokens_out, now)
@@ -114,14 +157,59 @@ class Ledger:
         ]
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
+            if batched:
+                db.executemany(
+                    "INSERT OR IGNORE INTO batched SELECT ? WHERE NOT EXISTS "
+                    "(SELECT 1 FROM answers WHERE request = ?)",
+                    [(key, key) for key in answers],
+                )
+            db.executemany(
+                "INSERT OR IGNORE INTO logprobs SELECT ?1, ?2 WHERE NOT EXISTS "
+                "(SELECT 1 FROM answers WHERE request = ?1)",
+                [
+                    (key, json.dumps(one.logprobs))
+                    for key, one in answers.items()
+                    if one.logprobs is not None
+                ],
+            )
             db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("COMMIT")
 
-    def tokens(self) -> tuple[int, int]:
-        """Tokens in and out of everything that is kept."""
+    def tokens(self, batched: bool | None = None) -> tuple[int, int]:
+        """Tokens in and out of everything that is kept, or of what came by a batch, or did not."""
+        sums = "SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM answers"
+        if batched is not None:
+            sums += f" WHERE request {'' if batched else 'NOT '}IN (SELECT request FROM batched)"
         with self._connection() as db:
-            sums = "SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM answers"
             return db.execute(sums).fetchone()
+
+    def plans(self) -> list[Plan]:
+        """Batches that are not over, as far as is known."""
+        with self._connection() as db:
+            rows = db.execute("SELECT hash, keys, batch FROM plans WHERE NOT ended").fetchall()
+        return [Plan(name, tuple(keys.split()), batch) for name, keys, batch in rows]
+
+    def n_plans_of(self, key: str) -> int:
+        """How many plans a request was ever part of."""
+        with self._connection() as db:
+            count = "SELECT count(*) FROM plans WHERE instr(keys, ?)"
+            return db.execute(count, (key,)).fetchone()[0]
+
+    def plan(self, plan: Plan) -> None:
+        """Record a batch before it is submitted."""
+        with self._connection() as db:
+            row = (plan.hash, " ".join(plan.keys), plan.batch)
+            db.execute("INSERT INTO plans (hash, keys, batch) VALUES (?, ?, ?)", row)
+
+    def submitted(self, plan: str, batch: str) -> None:
+        """Record the provider's id of a batch."""
+        with self._connection() as db:
+            db.execute("UPDATE plans SET batch = ? WHERE hash = ?", (batch, plan))
+
+    def ended(self, plan: str) -> None:
+        """Record that a batch is over and its answers are kept."""
+        with self._connection() as db:
+            db.execute("UPDATE plans SET ended = 1 WHERE hash = ?", (plan,))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hooks.files import ConfigError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+"""As OpenAI has them: the content is a text, or a list of texts and images."""
 Count = Callable[[str], int]
 """Tokens of a text."""
 
@@ -31,6 +32,8 @@ class Limits:
     """Of a million tokens of prompts, in any currency."""
     price_out: float | None = None
     """Of a million tokens of replies."""
+    tokens_per_image: int = 1_500
+    """What an image is taken for in estimates; endpoints differ widely, so look yours up."""
     max_cost: float | None = None
     """Most that everything in the ledger may cost, this and earlier runs; needs both prices."""
     max_requests: int | None = None
@@ -43,6 +46,8 @@ class Limits:
             rate = getattr(self, name)
             if rate is not None and rate <= 0:
                 raise ConfigError(f"{name} is {rate}; give a positive rate, or none")
+        if self.tokens_per_image < 0:
+            raise ConfigError(f"tokens_per_image is {self.tokens_per_image}; give 0 or more")
         if (self.price_in is None) != (self.price_out is None):
             raise ConfigError("only one price is given; give price_in and price_out, or neither")
         if self.max_cost is not None and self.price_in is None:
@@ -79,17 +84,32 @@ class Estimate(NamedTuple):
         )
 
 
-def count_tokens(messages: Messages, count: Count | None = None) -> int:
+def texts_of(content: str | Sequence[Mapping[str, Any]]) -> list[str]:
+    """The texts of a message's content, images left out."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
+
+
+def n_images(messages: Messages) -> int:
+    """Images in a prompt."""
+    lists = [m["content"] for m in messages if not isinstance(m["content"], str)]
+    return sum(part["type"] == "image_url" for parts in lists for part in parts)
+
+
+def count_tokens(messages: Messages, count: Count | None = None, per_image: int = 0) -> int:
     """Tokens of a prompt: by ``count``, or a token for four characters, and four a message.
+
+    An image counts ``per_image``.
 
     >>> count_tokens([{"role": "user", "content": "Is the heart large?"}])
     9
     """
-    total = 0
+    total = n_images(messages) * per_image
     for message in messages:
-        text = message["content"]
         total += TOKENS_PER_MESSAGE
-        total += count(text) if count else -(-len(text) // CHARACTERS_PER_TOKEN)
+        for text in texts_of(message["content"]):
+            total += count(text) if count else -(-len(text) // CHARACTERS_PER_TOKEN)
     return total
 
 
@@ -138,6 +158,10 @@ class Budget:
         self._aside += most
         self.sent += 1
         return None
+
+    def reserve(self, tokens_in: int, tokens_out: int) -> None:
+        """Set aside what was sent by an earlier run and may yet cost."""
+        self._aside += self.limits.cost(tokens_in, tokens_out) or 0.0
 
     def settle(self, expected: tuple[int, int], used: tuple[int, int]) -> None:
         """Replace what was set aside by what was used; a failure that cost nothing used (0, 0)."""

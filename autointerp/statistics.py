@@ -11,16 +11,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from statistics import mean
-from typing import Any
 
-from autointerp.collect import Example, LatentExamples
-from autointerp.prompts import plain
-from autointerp.score import Detection, summarize
+import numpy as np
 
 MAX_WORDS = 4
+POOL = 6
+"""Words that are tried together."""
 LEAST_Z = 2.0
 """Standard errors by which a word must be commoner where the latent fires."""
+OPPOSITES = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
+FUNCTION_WORDS = frozenset(
+    ["a", "an", "and", "at", "in", "is", "its", "of", "on", "or", "the", "there", "to", "with"]
+)
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -36,7 +40,10 @@ def words_of(text: str) -> list[str]:
 def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str]:
     """Words that set the texts ``inside`` apart, at most :data:`MAX_WORDS`, in reading order.
 
-    A text counts a word once. Empty when no word is :data:`LEAST_Z` standard errors commoner.
+    A text counts a word once. Of the :data:`POOL` content words that are most standard errors
+    commoner, at least :data:`LEAST_Z`, those are taken that together (:func:`words_express`) tell
+    the two sides best by balanced accuracy; of equally good ones, most words. Empty when no word
+    is commoner.
 
     >>> distinctive_words(["left effusion is seen"] * 30, ["no nodule is seen"] * 30)
     ['left', 'effusion']
@@ -54,9 +61,34 @@ def distinctive_words(inside: Sequence[str], outside: Sequence[str]) -> list[str
             (m + a) / (other_total + rest + a - m)
         )
         weights[word] = odds / math.sqrt(1 / (n + a) + 1 / (m + a))
-    best = sorted(weights, key=lambda word: (-weights[word], word))[:MAX_WORDS]
-    chosen = [word for word in best if weights[word] >= LEAST_Z]
+    content = [word for word in weights if word not in FUNCTION_WORDS]
+    best = sorted(content, key=lambda word: (-weights[word], word))[:POOL]
+    chosen = _best_together([word for word in best if weights[word] >= LEAST_Z], one, two)
     return sorted(chosen, key=lambda word: _place(word, inside))
+
+
+def _best_together(
+    words: Sequence[str], inside: Sequence[set[str]], outside: Sequence[set[str]]
+) -> list[str]:
+    """The words that, as one label, tell two sides of texts best; ``words`` are best first."""
+    if not words:
+        return []
+    has, against = [], []
+    for texts in (inside, outside):
+        has.append(np.array([[w in text for w in words] for text in texts]).reshape(-1, len(words)))
+        other = [[OPPOSITES.get(w) in text for w in words] for text in texts]
+        against.append(np.array(other).reshape(-1, len(words)) & ~has[-1])
+    scored: list[tuple[float, int, list[int], list[int]]] = []
+    for size in range(1, min(MAX_WORDS, len(words)) + 1):
+        for own in map(list, combinations(range(len(words)), size)):
+            said = [
+                (2 * h[:, own].sum(1) > size) & ~a[:, own].any(1)
+                for h, a in zip(has, against, strict=True)
+            ]
+            hits, alarms = (float(side.mean()) if len(side) else 0.0 for side in said)
+            scored.append((hits - alarms, size, [-i for i in own], own))
+    best = max(scored)[3]
+    return [words[i] for i in best]
 
 
 def _place(word: str, texts: Sequence[str]) -> float:
@@ -69,19 +101,14 @@ def _place(word: str, texts: Sequence[str]) -> float:
     return mean(places)
 
 
-def statistics_label(examples: LatentExamples, tokenizer: Any) -> str | None:
-    """Distinctive words of the sentences a latent fires on most; ``None`` if there are none."""
-    inside = [plain(example, tokenizer) for example in examples.explain]
-    outside = [plain(example, tokenizer) for example in examples.contrast]
-    return " ".join(distinctive_words(inside, outside)) or None
+def words_express(label: str, text: str) -> bool:
+    """Whether a text has most of a label's words, and not the opposite of one instead.
 
-
-def detect_by_words(label: str, examples: LatentExamples, tokenizer: Any) -> Detection:
-    """Detection score of a word label: a sentence expresses it when it has most of its words."""
-    words = set(words_of(label))
-
-    def answers(sentences: Sequence[Example]) -> list[bool | None]:
-        texts = [set(words_of(plain(sentence, tokenizer))) for sentence in sentences]
-        return [2 * len(words & text) > len(words) for text in texts]
-
-    return summarize(answers(examples.positives), answers(examples.negatives))
+    >>> words_express("nodule in the left lung", "left lung nodule .")
+    True
+    >>> words_express("left upper lung nodule", "right upper lung nodule .")
+    False
+    """
+    words, found = set(words_of(label)) - FUNCTION_WORDS, set(words_of(text))
+    against = any(OPPOSITES.get(word) in found for word in words - found)
+    return not against and 2 * len(words & found) > len(words)

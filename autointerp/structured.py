@@ -29,11 +29,14 @@ def _strict(schema: type[BaseModel]) -> dict[str, Any]:
     return tree
 
 
-def in_words(messages: Messages, schema: type[BaseModel]) -> list[dict[str, str]]:
+def in_words(messages: Messages, schema: type[BaseModel]) -> list[dict[str, Any]]:
     """The schema as part of the prompt, for endpoints without ``response_format``."""
     asked = [dict(message) for message in messages]
     text = json.dumps(_strict(schema))
-    asked[-1]["content"] += f"\n\nAnswer with one JSON object of this schema, nothing else:\n{text}"
+    text = f"\n\nAnswer with one JSON object of this schema, nothing else:\n{text}"
+    content = asked[-1]["content"]
+    parts = isinstance(content, list)
+    asked[-1]["content"] = content + ([{"type": "text", "text": text}] if parts else text)
     return asked
 
 
@@ -48,7 +51,7 @@ def read(text: str, schema: type[BaseModel]) -> BaseModel | str:
         return f"{place}: {first['msg']}" if place else first["msg"]
 
 
-def repair_messages(messages: Messages, reply: str, problem: str) -> list[dict[str, str]]:
+def repair_messages(messages: Messages, reply: str, problem: str) -> list[dict[str, Any]]:
     """The conversation so far, and what was wrong with the reply."""
     complaint = f"That is not what was asked for ({problem}). Answer with the JSON object only."
     return [

@@ -29,7 +29,7 @@ from hooks.progress import track
 from hooks.rows import RowMaker
 from hooks.sites import resolve_sites
 from hooks.store import ActivationFolder, ActivationWriter, StudyRows
-from hooks.studies import Study
+from hooks.studies import Skipped, Study
 from hooks.writing import BackgroundWriter
 
 __all__ = ["POLICIES", "Harvest", "HarvestConfig", "harvest", "harvest_record", "harvest_rows"]
@@ -255,12 +255,21 @@ def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) 
 
 
 def harvest_rows(
-    model: Any, processor: Maira2Processor, studies: Sequence[Study], config: HarvestConfig
+    model: Any,
+    processor: Maira2Processor,
+    studies: Sequence[Study],
+    config: HarvestConfig,
+    skip: Callable[[Skipped], None] | None = None,
 ) -> Iterator[StudyRows]:
     """The rows of one study after another, computed a part at a time; nothing is written.
 
-    Raises what :func:`harvest` raises, but for folders; a study that cannot be read is an error.
+    ``skip`` is told of each study that cannot be read; without it, such a study is an error. Raises
+    what :func:`harvest` raises, but for folders.
     """
-    maker = RowMaker(model, processor, studies, config, strict=True)
+    maker = RowMaker(model, processor, studies, config, strict=skip is None)
     for part in range(config.n_parts(len(studies))):
-        yield from maker.rows(maker.read(part))
+        read = maker.read(part)
+        if skip is not None:
+            for one in read.skipped:
+                skip(one)
+        yield from maker.rows(read)

@@ -34,7 +34,13 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
     16-bit and float images keep their depth until they are scaled; a constant image is black.
     """
     if isinstance(image, Image.Image) and image.mode not in DEEP_MODES:
-        image = image.convert("L")
+        grey = image.convert("L")
+        histogram = np.flatnonzero(grey.histogram())
+        low, high = int(histogram[0]), int(histogram[-1])
+        if high > low:
+            levels = (np.arange(256.0).clip(low, high) - low) / (high - low) * 255
+            return grey.point(levels.astype(np.uint8).tolist())
+        image = grey
     pixels = np.asarray(image, dtype=np.float64)
     if pixels.ndim != 2:
         raise StudyError(
@@ -114,13 +120,15 @@ def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.nd
     """Film ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
-    resized = image.resize(
-        (size * width // short, size * height // short), Image.Resampling.BICUBIC
+    resized = (
+        image
+        if short == size
+        else image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     crop = resized.crop((left, top, left + size, top + size))
-    plane = (np.asarray(crop, dtype=np.float32) / 255 - mean) / std
-    return plane.astype(np.float32)
+    levels = ((np.arange(256, dtype=np.float32) / 255 - mean) / std).astype(np.float32)
+    return levels[np.asarray(crop)]
 
 
 def pixel_values(

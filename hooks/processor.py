@@ -355,7 +355,7 @@ class Maira2Processor:
         )
 
     def _render(self, pieces: list[Piece], assistant_text: str | None) -> tuple[str, list[Span]]:
-        """The prompt with image placeholders expanded, and where each piece lies in it."""
+        """The prompt, with one placeholder a film, and where each piece lies in it."""
         turns: list[list[Piece]] = [pieces]
         if assistant_text is not None:
             turns.append([Piece(assistant_text, Role.REPORT)])
@@ -375,7 +375,7 @@ class Maira2Processor:
         if self.tokenizer.bos_token and rendered.startswith(self.tokenizer.bos_token):
             rendered = rendered.removeprefix(self.tokenizer.bos_token)  # the tokenizer adds it
 
-        text, spans, cursor = "", [], 0
+        spans, cursor = [], 0
         for piece in (piece for turn in turns for piece in turn):
             found = rendered.find(piece.text, cursor)
             if found < 0:
@@ -383,12 +383,9 @@ class Maira2Processor:
                     f"the chat template changes the prompt: {piece.text[:40]!r} is not in what it "
                     "rendered; use a template that keeps text as it is"
                 )
-            text += rendered[cursor:found]
-            shown = piece.text * (self.patches_per_image if piece.role is Role.IMAGE else 1)
-            spans.append(Span(len(text), len(text) + len(shown), piece.role, piece.view))
-            text += shown
             cursor = found + len(piece.text)
-        return text + rendered[cursor:], spans
+            spans.append(Span(found, cursor, piece.role, piece.view))
+        return rendered, spans
 
     def _check_same_tokens(self, tokens: Tokens, theirs: Tensor) -> None:
         mine = torch.from_numpy(tokens.ids)

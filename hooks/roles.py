@@ -99,7 +99,8 @@ def assign_roles(
     ids, offsets
         Token ids and their character spans in ``text``; ``(0, 0)`` for added special tokens.
     text
-        The prompt with every image placeholder repeated once per patch.
+        The prompt with one placeholder for each film; its token stands for all patches and is
+        repeated here, which is what tokenising as many placeholders gives.
     spans
         Spans of the pieces in ``text``, in order; characters between them are boilerplate.
     patches_per_image
@@ -107,10 +108,8 @@ def assign_roles(
     """
     n = len(ids)
     role = np.full(n, Role.BOILERPLATE, dtype=np.int8)
-    view, row, column, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(4))
+    view, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(2))
     starts = [span.start for span in spans]
-    side = round(patches_per_image**0.5)
-    patch = 0
     sentence_starts = _sentence_starts(text, spans)
     for i, (start, end) in enumerate(offsets):
         if start == end == 0:
@@ -123,13 +122,20 @@ def assign_roles(
         role[i] = span.role
         if span.role is Role.IMAGE:
             view[i] = int(span.view or 0)
-            row[i], column[i] = divmod(patch % patches_per_image, side)
-            patch += 1
         elif span.role is Role.REPORT:
             sentence[i] = bisect_right(sentence_starts, last) - 1
             if TOKEN_PATTERN.fullmatch(text[start:end].strip()):
                 role[i] = Role.GROUNDING
-    return Tokens(np.asarray(ids, dtype=np.int64), role, view, row, column, sentence)
+    image = role == Role.IMAGE
+    times = np.where(image, patches_per_image, 1)
+    known = (np.asarray(ids, dtype=np.int64), role, view, sentence)
+    all_ids, role, view, sentence = (np.repeat(values, times) for values in known)
+    row, column = (np.full(len(role), NONE, dtype=np.int16) for _ in range(2))
+    side = round(patches_per_image**0.5)
+    films, place = int(image.sum()), role == Role.IMAGE
+    row[place] = np.tile(np.repeat(np.arange(side), side), films)
+    column[place] = np.tile(np.arange(side), side * films)
+    return Tokens(all_ids, role, view, row, column, sentence)
 
 
 def _sentence_starts(text: str, spans: Sequence[Span]) -> list[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,23 +137,37 @@ def read_part(runner: PromptRunner, studies: Sequence[Study], first: int, strict
         At the first study that cannot be read, if ``strict``.
     """
     prompts, planes, skipped = [], {}, []
-    threads = 1 if runner.model.device.type == "cpu" else min(READERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        films = dict.fromkeys(film for study in studies for film in study.films())
-        coming = {film: pool.submit(runner.plane, film) for film in films}
+    films = dict.fromkeys(film for study in studies for film in study.films())
+    with _reading(runner, films) as plane_of:
         for sequence, study in enumerate(studies, first):
             try:
                 prompt = runner.prompt(sequence, study)
-                own = {film: coming[film].result() for film in study.films()}
+                own = {film: plane_of(film) for film in study.films() if film not in planes}
             except StudyError as error:
                 if strict:
-                    pool.shutdown(cancel_futures=True)
                     raise StudyError(f"study {study.id!r}: {error}") from None
                 skipped.append(Skipped(study.id, f"unreadable: {error}"))
             else:
                 prompts.append(prompt)
                 planes |= own
     return Read(prompts, planes, skipped)
+
+
+@contextmanager
+def _reading(runner: PromptRunner, films: Iterable[Path]) -> Iterator[Callable[[Path], np.ndarray]]:
+    """What gives a film's pixel values: threads read ahead where the model runs elsewhere.
+
+    Where the model runs on the same cores, threads would only cost their switching.
+    """
+    if runner.model.device.type == "cpu":
+        yield runner.plane
+        return
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        coming = {film: pool.submit(runner.plane, film) for film in films}
+        try:
+            yield lambda film: coming[film].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @torch.no_grad()

@@ -183,6 +183,9 @@ def harvest(
     rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
     dtype: Annotated[str, typer.Option(help="Dtype the model runs in.")] = "auto",
+    memory_tokens: Annotated[
+        int, typer.Option(help="Also harvest this many tokens and watch resident memory.")
+    ] = 0,
     peers_python: Annotated[
         Path, typer.Option(envvar="PEERS_PYTHON", help="Python with the other libraries.")
     ] = Path(".venv-peers/bin/python"),
@@ -194,7 +197,7 @@ def harvest(
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
     from hooks.studies import read_folder
-    from maira_sae.bench_harvest import HarvestBench, run, table
+    from maira_sae.bench_harvest import HarvestBench, memory, run, table
     from phantom.model import WEIGHTS
     from phantom.truth import write_studies
 
@@ -210,7 +213,12 @@ def harvest(
             records = write_studies(folder / "studies", range(900_000, 900_000 + n))
         else:
             records = read_folder(studies)[:n]
-        result = run(loaded, load_processor(source), records, place, config, folder, peers_python)
+        processor = load_processor(source)
+        result = run(loaded, processor, records, place, config, folder, peers_python)
+        if memory_tokens:
+            result["memory"] = memory(
+                loaded, processor, records, place, config, folder, memory_tokens
+            )
     typer.echo(table(result))
     if as_json:
         typer.echo(json.dumps(result))
@@ -296,4 +304,21 @@ def clinic(
     config = ClinicBench(reviewed)
     with TemporaryDirectory() as temporary:
         result = run(demo, config.quick() if quick else config, Path(temporary) / "index")
+    _print(result, table, as_json)
+
+
+@app.command(epilog="Example: `maira-sae bench phantom-labels demo-out/text-features --json`")
+def phantom_labels(
+    features: Annotated[Path, typer.Argument(help="Features of the demonstration's reports.")],
+    side: Annotated[str, typer.Option(help="Patients that score: score or steer.")] = "score",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of answers to keep; default: a temporary one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Planted findings named by a labeller that sees its prompt alone, over real HTTP."""
+    from maira_sae.phantom_labels import run, table
+
+    with TemporaryDirectory() as temporary:
+        result = run(features, out or Path(temporary), side)
     _print(result, table, as_json)

@@ -7,12 +7,14 @@ chosen, copied, written, checksummed and sealed. They take turns of one part's s
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -114,6 +116,61 @@ def run(
     }
 
 
+def memory(
+    model: Any,
+    processor: Maira2Processor,
+    studies: Sequence[Study],
+    site: str,
+    config: HarvestBench,
+    folder: Path,
+    tokens: int,
+) -> dict[str, Any]:
+    """Resident memory of a harvest of at least ``tokens`` tokens, read twice a second (Linux).
+
+    The studies are repeated under other names. *Early* is the mean over the second tenth of the
+    time, or over minute one to two of a run of more than four minutes; *late* that over the last
+    tenth. MB are 10^6 bytes.
+    """
+    runner = PromptRunner(model, processor, config.batch_tokens)
+    once = sum(len(runner.prompt(i, study).tokens) for i, study in enumerate(studies))
+    repeats = -(-tokens // once)
+    many = [s.model_copy(update={"id": f"{s.id}-{k}"}) for k in range(repeats) for s in studies]
+    taken = HarvestConfig((site,), config.policy, batch_tokens=config.batch_tokens)
+    job = Harvest(model, processor, many, taken, folder / "memory", strict=True)
+    seen: list[tuple[float, float]] = []
+    done = threading.Event()
+    began = time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            seen.append((time.perf_counter() - began, _resident()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        job.run()
+    finally:
+        done.set()
+        watching.join()
+    took = time.perf_counter() - began
+    first, last = (60.0, 120.0) if took > 240 else (took / 10, took / 5)
+    early = mean(mb for at, mb in seen if first <= at <= last)
+    late = mean(mb for at, mb in seen if at >= 0.9 * took)
+    return {
+        "tokens": once * repeats,
+        "seconds": round(took, 1),
+        "early_mb": round(early, 1),
+        "late_mb": round(late, 1),
+        "peak_mb": round(max(mb for _, mb in seen), 1),
+        "growth": round(late / early - 1, 4),
+    }
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def _sae_lens(
     model: Any,
     processor: Maira2Processor,
@@ -159,4 +216,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"SAELens did not run: {result['sae_lens_reason']}")
     else:
         lines.append(f"SAELens, text tower alone: {result['sae_lens_tokens_per_s']:,} tokens/s")
+    if (grown := result.get("memory")) is not None:
+        lines.append(
+            f"resident memory over {grown['tokens']:,} tokens: {grown['early_mb']:,.0f} MB early, "
+            f"{grown['late_mb']:,.0f} MB at the end ({grown['growth']:+.1%})"
+        )
     return "\n".join(lines)

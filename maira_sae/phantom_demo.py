@@ -17,11 +17,14 @@ from rich.table import Table
 from torch import Tensor
 
 from autointerp import (
+    CollectConfig,
     EndpointConfig,
+    Features,
     LabelConfig,
+    collect,
     label_latents,
+    labeller_of,
     latent_activations,
-    reference_activation,
 )
 from autointerp.dashboard import (
     ConceptView,
@@ -34,7 +37,7 @@ from autointerp.dashboard import (
     strongest,
     write_page,
 )
-from autointerp.prompts import token_texts
+from autointerp.evidence import token_texts
 from hooks.files import read_json
 from hooks.harvest import HarvestConfig, harvest
 from hooks.images import read_image
@@ -43,8 +46,8 @@ from hooks.store import ActivationFolder
 from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
+from maira_sae.phantom_labels import named_findings
 from phantom import LABELS, Film, PhantomStudy, read_report
-from phantom.localisation import localise
 from phantom.model import WEIGHTS, load
 from phantom.score import write_reports
 from phantom.tables import folder_factors
@@ -52,7 +55,8 @@ from phantom.truth import Truth, id_of, read_truth, write_studies
 from sae import MatryoshkaSAE, TrainConfig, random_dictionary
 from sae.latent_scores import LatentScore, best_latents, match_latents
 from sae.latents import Latents, gather
-from steering import Edit, steered
+from sae.localisation import Localisation, localise
+from steering import Edit, measure_references, steered
 from steering.edits import Mode
 
 STREAMS = ("text", "vision")
@@ -80,8 +84,10 @@ class PhantomDemoConfig:
     expansion: int = 16
     n_loss_studies: int = 100
     """Held-out studies on which cross-entropy is measured."""
-    n_score: int = 200
-    """Held-out sentences a label is scored on."""
+    n_top: int = 30
+    """Strongest sentences of a latent that are kept, of each set of patients."""
+    n_films: int = 600
+    """Films of other patients that give thresholds and priors of localisation."""
     turned_on: str = "effusion_left"
     turned_off: str = "cardiomegaly"
     n_steered: int = 20
@@ -104,7 +110,7 @@ class PhantomDemo(Demo):
         Where a language model labels; ``None`` labels by word statistics.
     """
 
-    STAGES = ("draw", "harvest", "train", "evaluate", "truth", "label", "steer", "page")
+    STAGES = ("draw", "harvest", "train", "evaluate", "truth", "collect", "label", "steer", "page")
     config: PhantomDemoConfig
 
     def __init__(
@@ -208,7 +214,7 @@ class PhantomDemo(Demo):
         text = self._score(self.sae("text"), "text", best_latents)
         vision = self._score(self.sae("vision"), "vision", _matched)
         noise = {s: self._score(self._random(s), s, best_latents) for s in STREAMS}
-        maps = self._maps([score.latent for score in vision])
+        places = self._localise([score.latent for score in vision])
         findings = {}
         for i, label in enumerate(LABELS):
             findings[label] = {
@@ -217,7 +223,9 @@ class PhantomDemo(Demo):
                 "latent": text[i].latent,
                 "patch_auroc": vision[i].auroc,
                 "patch_latent": vision[i].latent,
-                "pixel_auroc": self._localise(label, maps[vision[i].latent]),
+                "pixel_auroc": places[label].pixel_auroc.value,
+                "pixel_auroc_permuted": places[label].pixel_auroc_permuted.value,
+                "pixel_auroc_prior": places[label].pixel_auroc_prior.value,
                 "random_auroc": noise["text"][i].auroc,
                 "random_patch_auroc": noise["vision"][i].auroc,
             }
@@ -263,36 +271,62 @@ class PhantomDemo(Demo):
         heldout = torch.from_numpy(folder.heldout(HELDOUT)[rows])
         return choose(latents, carried, heldout)
 
-    def _localise(self, label: str, maps: dict[str, np.ndarray]) -> float:
-        """Pixel AUROC of a latent's maps against the masks of the held-out films that have it."""
-        films = {name: film for name, film in self._frontals.items() if label in film.masks}
-        shown = np.stack([maps[name] for name in films])
-        masks = np.stack([film.masks[label] for film in films.values()])
-        return localise(shown, masks).pixel_auroc.value
+    def _localise(self, latents: Sequence[int]) -> dict[str, Localisation]:
+        """A latent's patches against each finding's masks, on frontal films that have it."""
+        heldout = [s.id for s in self.studies if s.split(HELDOUT) == "heldout"]
+        others = [s.id for s in self.studies if s.split(HELDOUT) != "heldout"]
+        names = heldout + others[: self.config.n_films]
+        films = [self.known.study(name).frontal for name in names]
+        maps = self._maps(latents, names)
+        side = np.arange(len(names)) < len(heldout)
+        shape = films[0].pixels.shape
+        found = {}
+        for label, latent in zip(LABELS, latents, strict=True):
+            nothing = np.zeros(shape, dtype=bool)
+            masks = np.stack([film.masks.get(label, nothing) for film in films])
+            shown = np.stack([maps[latent][name] for name in names])
+            found[label] = localise(shown, masks, names, side)
+        return found
+
+    def features(self, stream: str) -> Features:
+        return Features.open(self.out / f"{stream}-features")
+
+    def collect(self) -> dict[str, Any]:
+        """Statistics and examples of every latent of both dictionaries."""
+        n_top = self.config.n_top
+        text = CollectConfig(n_top=n_top, n_quantile=n_top // 2, n_contrast=n_top // 2)
+        found = {}
+        for stream, config in (("text", text), ("vision", CollectConfig())):
+            out = self.out / f"{stream}-features"
+            source = self.activations(stream)
+            features = collect(self.sae(stream), source, config, out, self.studies)
+            found[stream] = {"fire": len(features.alive()), "latents": features.n_latents}
+        return {"features": found}
 
     def label(self) -> dict[str, Any]:
-        findings = self.results["truth"]["findings"]
-        latents = dict.fromkeys(finding["latent"] for finding in findings.values())
-        c = self.config
-        config = LabelConfig(
-            tuple(latents), n_explain=50, n_score=c.n_score, heldout=HELDOUT, seed=c.seed
-        )
-        labels = label_latents(
-            self.sae("text"),
-            self.activations("text"),
-            self.loaded[1].tokenizer,
-            self.endpoint,
-            config,
-            self.out / "labels",
-        )
-        names = {label.latent: label.label for label in labels}
-        return {
-            "labels": [label._asdict() for label in labels],
-            "findings": {
-                name: {**finding, "label": names[finding["latent"]]}
-                for name, finding in findings.items()
-            },
-        }
+        """Name every latent of text, and find the findings among the names."""
+        features, tokenizer = self.features("text"), self.loaded[1].tokenizer
+        out = self.out / "labels"
+        who = labeller_of(self.endpoint, tokenizer, out)
+        labels = label_latents(features, who, LabelConfig(tuple(sorted(features.alive()))), out)
+        named = named_findings(features, labels, who, tokenizer)
+        found = {}
+        for name, finding in self.results["truth"]["findings"].items():
+            own = {"label": None, "balanced_accuracy": None, "shuffled": None}
+            found[name] = {
+                **finding,
+                "probe_latent": finding["latent"],
+                **own,
+                **named.get(name, {}),
+            }
+        summary = [
+            {
+                **{key: one[key] for key in ("latent", "label", "balanced_accuracy")},
+                "baseline": one["shuffled"],
+            }
+            for one in named.values()
+        ]
+        return {"labels": summary, "n_labelled": len(labels), "findings": found}
 
     def steer(self) -> dict[str, Any]:
         """Turn one finding on and one off, by its patch latent, on held-out frontal films.
@@ -332,7 +366,7 @@ class PhantomDemo(Demo):
 
     def _edit(self, latent: int, strength: float, mode: Mode) -> Edit:
         sae, folder = self.sae("vision"), self.activations("vision")
-        return Edit(latent, strength, reference_activation(sae, folder, latent), mode)
+        return measure_references(sae, folder, [latent]).edit(latent, strength, mode)
 
     def _reports(self, studies: Sequence[PhantomStudy], edits: Sequence[Edit]) -> list[str]:
         model, processor = self.loaded
@@ -342,7 +376,8 @@ class PhantomDemo(Demo):
     def page(self) -> dict[str, Any]:
         """`dashboard.html`, of everything above."""
         findings = self.results["label"]["findings"]
-        maps = self._maps([finding["patch_latent"] for finding in findings.values()])
+        latents = [finding["patch_latent"] for finding in findings.values()]
+        maps = self._maps(latents, list(self._frontals))
         concepts = [
             self._concept(name, finding, maps[finding["patch_latent"]])
             for name, finding in findings.items()
@@ -401,26 +436,27 @@ class PhantomDemo(Demo):
         )
 
     def _texts(self, latent: int, count: int = 3) -> list[TextView]:
-        """Held-out reports in which a latent fires most."""
-        folder = self.activations("text")
-        values = latent_activations(self.sae("text"), folder, [latent])[:, 0].numpy()
-        chosen = (folder.column("role") == "report") & folder.heldout(HELDOUT)
-        studies, ids = folder.column("study"), folder.column("token_id")
-        reference = max(float(values[chosen].max()), 1e-12)
-        texts: list[TextView] = []
-        for row in np.flatnonzero(chosen)[strongest(values[chosen], 200)]:
-            own = chosen & (studies == studies[row])
-            if len(texts) < count and all(text.study != studies[row] for text in texts):
-                words = token_texts(ids[own].tolist(), self.loaded[1].tokenizer)
-                shares = np.round(values[own] / reference, 3).tolist()
-                texts.append(TextView(str(studies[row]), words, shares))
-        return texts
+        """Sentences of patients who explained nothing in which a latent fires most."""
+        tokenizer = self.loaded[1].tokenizer
+        top = self.features("text").examples(latent, "report", "top", "score")[:count]
+        reference = max([one.peak for one in top], default=1.0)
+        return [
+            TextView(
+                one.study,
+                token_texts(one, tokenizer),
+                [round(value / reference, 3) for value in one.values],
+            )
+            for one in top
+        ]
 
-    def _maps(self, latents: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
-        """Each latent on the patches of every held-out study's frontal film, by study."""
+    def _maps(
+        self, latents: Sequence[int], names: Sequence[str]
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Each latent on the patches of some studies' frontal films, by study."""
         folder = self.activations("vision")
         side = self.loaded[0].config.patch_grid
-        chosen = np.flatnonzero((folder.column("view") == "frontal") & folder.heldout(HELDOUT))
+        wanted = np.isin(folder.column("study"), list(names))
+        chosen = np.flatnonzero((folder.column("view") == "frontal") & wanted)
         studies = [str(study) for study in folder.column("study")[chosen[:: side * side]]]
         latents = list(dict.fromkeys(latents))
         values = latent_activations(self.sae("vision"), folder, latents).numpy()[chosen]

@@ -11,7 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autointerp import LabelConfig, label_latents, reference_activation
+from autointerp import (
+    CollectConfig,
+    LabelConfig,
+    collect,
+    detection_scores,
+    label_latents,
+    labeller_of,
+)
 from hooks.files import MairaSaeError, read_json
 from hooks.harvest import HarvestConfig, harvest
 from hooks.maira2 import load_model
@@ -25,7 +32,7 @@ from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from maira_sae.server import serving
 from sae import MatryoshkaSAE, TrainConfig
 from sae.maxima import best_latent, study_maxima
-from steering import Edit, compare
+from steering import compare, measure_references
 
 FINDINGS = (
     "Opacity",
@@ -58,7 +65,7 @@ class RealDemoConfig:
     n_loss_studies: int = 40
     """Held-out reports on which cross-entropy is measured."""
     n_labels: int = 5
-    n_score: int = 16
+    n_examples: int = 3
     """Held-out sentences a label is scored on."""
     strength: float = 2.0
     """Steering strength in units of the latent's 99th percentile."""
@@ -70,7 +77,7 @@ class RealDemoConfig:
     def quick(self) -> RealDemoConfig:
         """Small enough to check the plumbing; its numbers mean nothing."""
         return replace(
-            self, n_studies=120, steps=12, batch=1024, n_loss_studies=6, n_labels=2, n_score=4
+            self, n_studies=120, steps=12, batch=1024, n_loss_studies=6, n_labels=2, n_examples=1
         )
 
 
@@ -163,19 +170,27 @@ class RealDemo(Demo):
         probes = self.results["probe"]["probes"]
         latents = list(dict.fromkeys(probe["latent"] for probe in probes.values()))
         c = self.config
-        config = LabelConfig(
-            tuple(latents[: c.n_labels]), n_score=c.n_score, heldout=HELDOUT, seed=c.seed
-        )
+        out = self.out / "labels"
+        few = CollectConfig(c.n_examples, c.n_examples, c.n_examples)
+        features = collect(self.sae, self.activations, few, self.out / "features", self.studies)
+        config = LabelConfig(tuple(latents[: c.n_labels]))
         with serving(self.out / "model" / "text", self.out / "stages" / "server.log") as endpoint:
-            labels = label_latents(
-                self.sae,
-                self.activations,
-                self.processor.tokenizer,
-                endpoint,
-                config,
-                self.out / "labels",
-            )
-        return {"labels": [label._asdict() for label in labels]}
+            who = labeller_of(endpoint, self.processor.tokenizer, out)
+            labels = label_latents(features, who, config, out)
+            scores = detection_scores(features, labels, who, self.processor.tokenizer)
+        by_latent = {score.latent: score for score in scores}
+        return {
+            "labels": [
+                {
+                    **label._asdict(),
+                    "balanced_accuracy": by_latent[label.latent].value,
+                    "baseline": by_latent[label.latent].baseline,
+                }
+                if label.latent in by_latent
+                else {**label._asdict(), "balanced_accuracy": None, "baseline": None}
+                for label in labels
+            ]
+        }
 
     def steer(self) -> dict[str, Any]:
         probes = self.results["probe"]["probes"]
@@ -183,8 +198,7 @@ class RealDemo(Demo):
         latent = probes[finding]["latent"]
         c = self.config
         sae = self.sae
-        reference = reference_activation(sae, self.activations, latent)
-        edit = Edit(latent, c.strength, reference)
+        edit = measure_references(sae, self.activations, [latent]).edit(latent, c.strength)
         texts = compare(
             self.model,
             self.processor,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import random
 import sys
 import threading
@@ -22,7 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from autointerp.limits import count_tokens
 from hooks.files import ConfigError, fingerprint, reject_unknown_keys
+from maira_sae.scripted_batches import Batches
 
 FAULTS = ("rate_limit", "server_error", "malformed", "truncated", "drop")
 """What may come instead of an answer; all but a refusal deserve a retry."""
@@ -31,6 +34,7 @@ _REASONS = {
     307: "Moved",
     400: "Bad Request",
     401: "Unauthorized",
+    404: "Not Found",
     429: "Too Many",
     500: "Error",
 }
@@ -55,9 +59,26 @@ class Script:
     """The same in seconds or as an HTTP date, as the standard has it."""
     schemas: bool = True
     """Whether ``response_format`` is known."""
+    logprobs: str = "ignored"
+    """What becomes of a wish for log-probabilities: ``ignored``, ``told`` or ``refused``."""
     usage: bool = True
     """Whether replies count tokens."""
     seed: int = 0
+    batch_seconds: float = 0.0
+    """From the creation of a batch to its end."""
+    batch_ends: tuple[str, ...] = ()
+    """How the first batches end (:mod:`maira_sae.scripted_batches`); later ones are completed."""
+
+
+class Sure(str):
+    """A reply of yes or no with how sure the server says it is."""
+
+    probability: float
+
+    def __new__(cls, text: str, probability: float) -> Sure:
+        made = super().__new__(cls, text)
+        made.probability = probability
+        return made
 
 
 def echo(body: Mapping[str, Any]) -> str:
@@ -83,6 +104,29 @@ class ScriptedServer:
     """Most requests under way at once."""
     _under_way: int = 0
 
+    def __post_init__(self) -> None:
+        script = self.script
+        self.batches = Batches(self.batch_line, script.batch_seconds, script.batch_ends)
+
+    def batch_line(self, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and reply for a line of a batch; by chance it meets a server error."""
+        self.asked[key] += 1
+        action = self.action(key)
+        if unknown := self.unknown(body):
+            return 400, _error(f"unknown field {unknown}")
+        if action not in ("ok", "refusal"):
+            return 500, _error("scripted")
+        self.answered[key] += 1
+        return 200, self.completion(action, body)
+
+    def unknown(self, body: Mapping[str, Any]) -> str | None:
+        """A part of a request that this server does not know."""
+        if not self.script.schemas and "response_format" in body:
+            return "response_format"
+        if self.script.logprobs == "refused" and "logprobs" in body:
+            return "logprobs"
+        return None
+
     @property
     def url(self) -> str:
         """Base URL for a client on this machine."""
@@ -90,7 +134,8 @@ class ScriptedServer:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """``{"asked", "answered", "repeated", "most_open", "bytes", "keys"}``."""
+        """``{"asked", "answered", "repeated", "most_open", "bytes", "keys", "uploads",
+        "batches"}``; a line of a batch counts as a request."""
         return {
             "asked": self.asked.total(),
             "answered": self.answered.total(),
@@ -98,6 +143,8 @@ class ScriptedServer:
             "most_open": self.most_open,
             "bytes": self.n_bytes,
             "keys": dict(self.answered),
+            "uploads": self.batches.uploads,
+            "batches": len(self.batches.batches),
         }
 
     def action(self, key: str) -> str:
@@ -108,6 +155,29 @@ class ScriptedServer:
         digest = hashlib.sha256(f"{self.script.seed} {key} {self.asked[key]}".encode()).digest()
         chance = random.Random(digest)
         return chance.choice(self.script.kinds) if chance.random() < self.script.faults else "ok"
+
+    def completion(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion."""
+        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I decline."}
+        logprobs = None
+        if action == "ok":
+            text = self.reply(body)
+            message = {"role": "assistant", "content": text}
+            if body.get("logprobs") and self.script.logprobs == "told":
+                logprobs = {"content": [_alternatives(text)]}
+        reply: dict[str, Any] = {
+            "id": "scripted",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": "stop", "logprobs": logprobs}
+            ],
+        }
+        if self.script.usage:
+            n = count_tokens(body["messages"])
+            reply["usage"] = {"prompt_tokens": n, "completion_tokens": 4, "total_tokens": n + 4}
+        return reply
 
     async def start(self) -> asyncio.Server:
         """Listen on loopback, at any free port."""
@@ -136,7 +206,11 @@ class _Connection(asyncio.Protocol):
         if len(rest) < length:
             return
         self._buffer = rest[length:]
-        if first.startswith("GET"):
+        method, path, _ = first.split(" ", 2)
+        if path.startswith(("/v1/files", "/v1/batches")):
+            self._later(method, path.removeprefix("/v1/"), headers, rest[:length])
+            return
+        if method == "GET":
             self._send(200, self.server.counts)
             return
         server, body = self.server, json.loads(rest[:length])
@@ -148,6 +222,13 @@ class _Connection(asyncio.Protocol):
         server.most_open = max(server.most_open, server._under_way)
         loop = asyncio.get_running_loop()
         loop.call_later(server.script.latency, self._answer, server.action(key), key, body)
+
+    def _later(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> None:
+        self.server.n_bytes += len(body)
+        status, reply = self.server.batches.handle(method, path, headers, body)
+        payload = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        delay = self.server.script.latency
+        asyncio.get_running_loop().call_later(delay, self._write, status, payload)
 
     def _answer(self, action: str, key: str, body: dict[str, Any]) -> None:
         server, script = self.server, self.server.script
@@ -171,32 +252,16 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
         elif action == "malformed":
             self._write(200, b'{"choices": [{"mess')
-        elif not script.schemas and "response_format" in body:
-            self._send(400, _error("unknown field response_format"))
+        elif unknown := server.unknown(body):
+            self._send(400, _error(f"unknown field {unknown}"))
         elif action == "truncated":
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{")
             self.transport.close()
         elif action in ("ok", "refusal"):
             server.answered[key] += 1
-            self._send(200, self._completion(action, body))
+            self._send(200, server.completion(action, body))
         else:
             raise ConfigError(f"unknown action {action!r} in a script")
-
-    def _completion(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I decline."}
-        if action == "ok":
-            message = {"role": "assistant", "content": self.server.reply(body)}
-        reply: dict[str, Any] = {
-            "id": "scripted",
-            "object": "chat.completion",
-            "created": 0,
-            "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        }
-        if self.server.script.usage:
-            n = sum(len(message["content"]) for message in body["messages"]) // 4
-            reply["usage"] = {"prompt_tokens": n, "completion_tokens": 4, "total_tokens": n + 4}
-        return reply
 
     def _send(self, status: int, reply: Any, extra: Mapping[str, str] | None = None) -> None:
         self._write(status, json.dumps(reply).encode(), extra)
@@ -208,6 +273,16 @@ class _Connection(asyncio.Protocol):
         )
         head = f"HTTP/1.1 {status} {_REASONS[status]}\r\n{lines}\r\n"
         self.transport.write(head.encode() + payload)
+
+
+def _alternatives(text: str) -> dict[str, Any]:
+    """A reply of one token, with yes and no where it is one of them."""
+    told = [{"token": text, "logprob": 0.0}]
+    if isinstance(text, Sure):
+        other = {"yes": "no", "no": "yes"}[text]
+        shares = {text: text.probability, other: 1 - text.probability}
+        told = [{"token": token, "logprob": math.log(p)} for token, p in shares.items() if p > 0]
+    return {**told[0], "top_logprobs": told}
 
 
 def _error(message: str) -> dict[str, Any]:
@@ -257,5 +332,5 @@ async def _main(script: Script) -> None:
 if __name__ == "__main__":
     given: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     reject_unknown_keys(given, Script.__dataclass_fields__, "script")
-    lists = {name: tuple(given[name]) for name in ("kinds", "first") if name in given}
+    lists = {name: tuple(given[name]) for name in ("kinds", "first", "batch_ends") if name in given}
     asyncio.run(_main(Script(**{**given, **lists})))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooks.files import ConfigError
@@ -123,6 +123,32 @@ def _ranks(values: Tensor, counts: Tensor, n: int) -> tuple[Tensor, Tensor, Tens
     rank[order] = sorted_rank
     n_below = torch.bincount(column[values < 0], minlength=width)
     return column, rank, n_below + (n_zero + 1).double() / 2
+
+
+class Knowledge(NamedTuple):
+    """What each latent knows best of some factors."""
+
+    factor: Int[Tensor, " F"]
+    """Place of the factor with the largest AUROC; -1 where it stays under the floor."""
+    auroc: Float[Tensor, " F"]
+    """That largest AUROC."""
+
+
+def best_factors(
+    latents: Tensor | Latents, truth: Bool[Tensor, "n L"], floor: float = 0.7
+) -> Knowledge:
+    """The factor that each latent tells best from its absence; give training rows only.
+
+    Several latents may have the same one: a dictionary splits a factor by size, place or look.
+
+    >>> z = torch.tensor([[1.0, 0.0, 1.0], [2.0, 0.0, 0.0], [0.0, 3.0, 1.0], [0.0, 0.0, 0.0]])
+    >>> truth = torch.tensor([[True, False], [True, False], [False, True], [False, False]])
+    >>> best_factors(z, truth).factor.tolist()
+    [0, 1, 1]
+    """
+    areas = torch.nan_to_num(aurocs(latents, truth), nan=0.5)
+    best, factor = areas.max(1)
+    return Knowledge(factor.masked_fill(best < floor, -1), best)
 
 
 def f1(predicted: Bool[Tensor, " n"], truth: Bool[Tensor, " n"]) -> float:

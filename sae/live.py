@@ -5,19 +5,22 @@ For data too large to store (all patches of a large data set) or not allowed to 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from hooks.files import ConfigError
+from hooks.files import ConfigError, StudyError
 from hooks.harvest import HarvestConfig, harvest_record, harvest_rows
 from hooks.processor import Maira2Processor
 from hooks.sites import resolve_sites
 from hooks.store import Moments, StudyRows
-from hooks.studies import Study
+from hooks.studies import Skipped, Study
 from sae.stream import BUFFER_ROWS, Batch
+
+logger = logging.getLogger(__name__)
 
 
 class LiveRows:
@@ -35,6 +38,14 @@ class LiveRows:
         Share of patients kept out of training.
     buffer_rows
         Rows that are shuffled together, at least; they stay in memory.
+    strict
+        Stop at a study that cannot be read. Otherwise it is left out, a warning says why, and
+        ``skipped`` keeps it.
+
+    Raises
+    ------
+    StudyError
+        While rows are made: if a study cannot be read and ``strict``, or if none can be.
     """
 
     def __init__(
@@ -45,6 +56,7 @@ class LiveRows:
         config: HarvestConfig,
         heldout: float = 0.2,
         buffer_rows: int = BUFFER_ROWS,
+        strict: bool = False,
     ) -> None:
         self._parts = (model, processor, config)
         self.sites = [site.name for site in resolve_sites(model, config.sites)]
@@ -60,9 +72,16 @@ class LiveRows:
             )
         self._buffer_rows = buffer_rows
         self._first: Batch | None = None
+        self._strict = strict
+        self._skipped: dict[str, Skipped] = {}
 
     def record(self) -> dict[str, Any]:
         return {**self._record, "buffer_rows": self._buffer_rows}
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Studies that could not be read so far, each once."""
+        return list(self._skipped.values())
 
     def width(self, site: str) -> int:
         return self._sample(site).shape[1]
@@ -94,6 +113,8 @@ class LiveRows:
             any_batch = False
             while study < len(order):
                 rows, last = self._fill(sites, [self._training[i] for i in order[study:]])
+                if rows is None:
+                    break
                 shuffle = np.random.default_rng([seed, epoch, study]).permutation(len(rows.roles))
                 index = torch.from_numpy(shuffle)
                 for number in range(skip, len(index) // batch):
@@ -110,24 +131,36 @@ class LiveRows:
                 )
             epoch, study = epoch + 1, 0
 
-    def _fill(self, sites: Sequence[str], studies: Sequence[Study]) -> tuple[Batch, int]:
-        """A buffer of the first studies, and how many of them it took."""
+    def _fill(self, sites: Sequence[str], studies: Sequence[Study]) -> tuple[Batch | None, int]:
+        """A buffer of the first studies, if any can be read, and how many of them it took."""
         rows: list[StudyRows] = []
-        have = 0
+        have, took = 0, len(studies)
         for one in self._rows(studies):
             rows.append(one)
             have += len(one.positions)
             if have >= self._buffer_rows:
+                took = one.sequence + 1  # studies that were skipped are behind us too
                 break
-        return _batch(rows, sites), len(rows)
+        return _batch(rows, sites) if rows else None, took
 
     def _rows(self, studies: Sequence[Study]) -> Iterator[StudyRows]:
         model, processor, config = self._parts
-        return harvest_rows(model, processor, studies, config)
+        skip = None if self._strict else self._skip
+        return harvest_rows(model, processor, studies, config, skip)
+
+    def _skip(self, one: Skipped) -> None:
+        if one.study_id not in self._skipped:
+            logger.warning("study %r is skipped: %s", one.study_id, one.reason)
+            self._skipped[one.study_id] = one
 
     def _sample(self, site: str) -> torch.Tensor:
         if self._first is None:
             self._first, _ = self._fill(self.sites, self._training)
+            if self._first is None:
+                raise StudyError(
+                    f"none of {len(self._training)} studies to train on can be read, the first "
+                    f"because {self.skipped[0].reason}; mend their films"
+                )
         return self._first.x[site]
 
 

@@ -95,13 +95,13 @@ def _dose(arm: str, strength: float, effects: Sequence[Effect]) -> Dose:
     draws = patient_draws(n_patients)
 
     def share(top: Sequence[float], bottom: Sequence[float]) -> Figure:
-        sums = [
+        above, below = (
             torch.zeros(n_patients, dtype=torch.float64).index_add_(
                 0, codes, torch.tensor(values, dtype=torch.float64)
             )
             for values in (top, bottom)
-        ]
-        return ratio(*sums, len(effects), draws)
+        )
+        return ratio(above, below, len(effects), draws)
 
     one_each = [1.0] * len(effects)
     return Dose(

@@ -13,6 +13,7 @@ fire on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,8 +92,8 @@ class ReportReader:
         """Numbers of the sentences, as `hooks.roles` counts them."""
         owner = np.searchsorted(self.sentences, numbers)
         self._owner = torch.from_numpy(owner).to(model.device)
-        self._site = resolve_site(model, sae.config.site)
-        self._over_films = self._site.stream == "vision"
+        self.site = resolve_site(model, sae.config.site)
+        self._over_films = self.site.stream == "vision"
         inputs = processor.model_inputs(encoding)
         self._ids: Tensor = inputs["input_ids"].to(model.device)
         self._pixels: Tensor = inputs["pixel_values"].to(model.device, model.dtype)
@@ -104,7 +105,7 @@ class ReportReader:
         ids = self.tokens.ids[self.spans[sentence]].tolist()
         return processor.tokenizer.decode(ids).strip()
 
-    def _log_probs(self, n: int) -> Float[Tensor, "N S"]:
+    def log_probs(self, n: int) -> Float[Tensor, "N S"]:
         """Of every sentence, in a batch of ``n`` copies of the prompt."""
         ids = self._ids.expand(n, -1)
         hidden = self.model.model(
@@ -129,21 +130,21 @@ class ReportReader:
             leaf = value.detach().requires_grad_()
             return leaf
 
-        with torch.enable_grad(), rewrite(self._site, hold):
-            log_probs = self._log_probs(1)[0]
+        with torch.enable_grad(), rewrite(self.site, hold):
+            log_probs = self.log_probs(1)[0]
         assert leaf is not None
         gradients = [
             torch.autograd.grad(one, leaf, retain_graph=i + 1 < len(log_probs))[0]
             for i, one in enumerate(log_probs)
         ]
         with torch.no_grad():
-            x = self._of_patches(leaf)
-            g = torch.stack([self._of_patches(gradient) for gradient in gradients])
+            x = self.of_patches(leaf)
+            g = torch.stack([self.of_patches(gradient) for gradient in gradients])
             films = film_latents(self.sae, x)
             attributions = self._attribute(films, g)
         return Reading(log_probs.detach().cpu(), films, attributions, g.cpu())
 
-    def _of_patches(self, value: Tensor) -> Float[Tensor, "P d"]:
+    def of_patches(self, value: Tensor) -> Float[Tensor, "P d"]:
         """Rows of image patches of what flows through the site in one pass."""
         if not self._over_films:
             image = torch.from_numpy(self.tokens.of_role(Role.IMAGE)).to(value.device)
@@ -178,7 +179,7 @@ class ReportReader:
             chosen = groups[start : start + batch]
             edits = [[Edit(latent, mode="ablate") for latent in group] for group in chosen]
             with steered(self.model, self.sae, edits, IMAGE, tokens=self.tokens):
-                rows.append(self._log_probs(len(chosen)).cpu())
+                rows.append(self.log_probs(len(chosen)).cpu())
         return torch.cat(rows) if rows else torch.zeros(0, len(self.sentences))
 
     @torch.no_grad()
@@ -189,7 +190,7 @@ class ReportReader:
             raise ConfigError(f"{site.name!r} sees films, not words; give an SAE of the text")
         seen: list[Tensor] = []
         with observe(site, seen.append):
-            self._log_probs(1)
+            self.log_probs(1)
         return [sae.encode(seen[0][0, span].to(sae.W_dec)).cpu() for span in self.spans]
 
 
@@ -199,3 +200,18 @@ def film_latents(sae: MatryoshkaSAE, x: Float[Tensor, "P d"]) -> FilmLatents:
     z = sae.encode(x.to(sae.W_dec))
     latents = (z > 0).any(0).nonzero().flatten()
     return FilmLatents(latents.cpu(), z[:, latents].cpu().float())
+
+
+@torch.no_grad()
+def film_summary(
+    model: Any, processor: Maira2Processor, sae: MatryoshkaSAE, path: Path
+) -> Float[Tensor, " F"]:
+    """Largest activation of each latent on a film by itself, for a search by example."""
+    reader = ReportReader(model, processor, sae, Study(id="film", frontal=path, report="."))
+    seen: list[Tensor] = []
+    with observe(reader.site, seen.append):
+        reader.log_probs(1)
+    films = film_latents(sae, reader.of_patches(seen[0]))
+    out = torch.zeros(sae.config.n_latents)
+    out[films.latents] = films.values.amax(0)
+    return out

@@ -63,7 +63,11 @@ def sweep(
                     tokenizer=processor.tokenizer,
                 ):
                     text = generate_report(model, processor, study, max_new_tokens=max_new_tokens)
-                out.append(effect(study.id, study.patient, arm, strength, plain, text, is_target))
+                out.append(
+                    effect(
+                        study.id, study.patient or study.id, arm, strength, plain, text, is_target
+                    )
+                )
     return out
 
 

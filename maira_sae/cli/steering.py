@@ -67,12 +67,11 @@ def steer(
     as_json: Json = False,
 ) -> None:
     """Generate a study's report with a latent turned up or down, beside the plain one."""
-    from autointerp import reference_activation
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
-    from steering import Edit, compare
+    from steering import Edit, compare, measure_references
 
     if (study is None) == (studies_n is None):
         raise MairaSaeError("give --study or --studies-n, one of them")
@@ -81,7 +80,7 @@ def steer(
     if study is not None and study not in records:
         raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
-    reference = reference_activation(sae, folder, latent)
+    reference = measure_references(sae, folder, [latent]).of(latent)
     loaded = load_model(model, dtype=dtype, device_map=device_map())
     processor = load_processor(model)
     if study is None:

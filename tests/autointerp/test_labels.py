@@ -1,15 +1,28 @@
-"""Examples, labels and scores, with a scripted model in place of the endpoint's."""
+"""Labels and their scores over real HTTP, of latents whose concept is known."""
 
-from typing import ClassVar
+import json
 
 import pytest
 import torch
 
-from autointerp import EndpointConfig, Limits, explain
-from autointerp.collect import collect_examples, latent_activations
-from autointerp.explain import LabelConfig, label_latents, read_label, read_labels
-from autointerp.prompts import detect_messages, explain_messages, marked, plain
-from autointerp.score import summarize
+from autointerp import (
+    Client,
+    CollectConfig,
+    EndpointConfig,
+    LabelConfig,
+    Ledger,
+    Limits,
+    Llm,
+    Words,
+    collect,
+    detection_scores,
+    label_latents,
+    latent_activations,
+    read_labels,
+    read_scores,
+    write_scores,
+)
+from autointerp.labelling import announce
 from hooks.files import ConfigError, EndpointError, FolderError
 from hooks.harvest import HarvestConfig, harvest
 from maira_sae.scripted_server import Script, serving
@@ -52,171 +65,132 @@ def word_sae(many, processor):
     return sae
 
 
-def test_examples_are_split_by_patient_and_labelled_rightly(many, word_sae, processor):
-    one = collect_examples(word_sae, many, [0], n_explain=5, n_score=8, heldout=0.4)[0]
-    assert len(one.explain) == 5 and len(one.positives) == 4 and len(one.negatives) == 4
-    seen = {example.patient for example in one.explain}
-    assert not seen & {example.patient for example in one.positives + one.negatives}
-    for example in one.explain + one.positives:
-        assert "effusion" in plain(example, processor.tokenizer)
-        assert example.peak > 0
-    for example in one.negatives:
-        assert "effusion" not in plain(example, processor.tokenizer)
-        assert example.peak == 0
-    peaks = [example.peak for example in one.explain]
-    assert peaks == sorted(peaks, reverse=True)
-    values = latent_activations(word_sae, many, [0])[:, 0]
-    assert one.reference == pytest.approx(float(values[values > 0].quantile(0.99)), rel=1e-4)
+@pytest.fixture(scope="module")
+def features(many, word_sae, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "features"
+    config = CollectConfig(n_top=12, n_quantile=8, n_contrast=12, score=0.4, steer=0.0)
+    return collect(word_sae, many, config, out)
 
 
-def test_marks_whole_words(many, word_sae, processor):
-    one = collect_examples(word_sae, many, [0], n_explain=1, heldout=0.4)[0]
-    text = marked(one.explain[0], processor.tokenizer)
-    assert text.count("<<") == 1 and "<<effusion.>>" in text.replace(
-        "<<effusion>>.", "<<effusion.>>"
-    )
+def answer(body):
+    """A model that knows the concept from the marks alone."""
+    text = body["messages"][-1]["content"]
+    if "Concept: " not in text:
+        label = "pleural effusion" if "<<effusion" in text else "heart size"
+        return json.dumps({"label": label, "confidence": 0.9, "evidence": "marks"})
+    concept, excerpt = text.split("\n")[:2]
+    return "Yes" if "effusion" in concept and "effusion" in excerpt else "No"
 
 
-def test_dense_and_silent_latents(many, word_sae):
-    dense, silent = collect_examples(word_sae, many, [1, 2], n_score=6, heldout=0.4)
-    assert len(dense.positives) == 3 and dense.negatives == []
-    assert silent.explain == [] and silent.positives == [] and silent.reference == 0
+def labeller(server, processor, folder, **limits):
+    prices = {"price_in": 1.0, "price_out": 1.0}
+    endpoint = EndpointConfig(server.url, "scripted", limits=Limits(**prices, **limits))
+    folder.mkdir(parents=True, exist_ok=True)
+    return Llm(Client(endpoint, Ledger(folder / "ledger.sqlite")), processor.tokenizer)
 
 
-def test_an_example_is_one_whole_sentence(many, word_sae, processor):
-    one = collect_examples(word_sae, many, [0], n_explain=3, heldout=0.4)[0]
-    for example in one.explain:
-        assert plain(example, processor.tokenizer) == "There is a small left pleural effusion."
-    cut = collect_examples(word_sae, many, [0], n_explain=1, heldout=0.4, max_tokens=4)[0]
-    assert len(cut.explain[0].token_ids) == 4 and cut.explain[0].peak == one.explain[0].peak
+CONFIG = LabelConfig((0, 1, 2))
 
 
-def test_latent_out_of_range(many, word_sae):
-    with pytest.raises(ConfigError, match="latent 32 is outside 0–31"):
-        collect_examples(word_sae, many, [32])
-
-
-def test_summaries_are_balanced_and_failures_are_missing():
-    assert summarize([False] * 4, [False] * 12).balanced_accuracy == 0.5
-    assert summarize([True] * 4, [False] * 12).balanced_accuracy == 1
-    half = summarize([True, None, None], [None, False, True])
-    assert half.balanced_accuracy == 0.75 and half.n == 3 and half.coverage == 0.5
-    assert summarize([None], [False]).balanced_accuracy is None
-    assert summarize([], []).coverage == 0
-
-
-def test_replies_are_read_as_labels():
-    assert read_label("Concept: pleural effusion\nmore") == "pleural effusion"
-    assert read_label("No clear concept.") is None
-    assert len(read_label("word " * 40).split()) == 12
-
-
-class Scripted:
-    """Answers like a model that knows the concept, without a network."""
-
-    asked: ClassVar[list] = []
-    fail_after = 10**9
-
-    def __init__(self, config, ledger):
-        self.ledger = ledger
-
-    def ask_all(self, requests, name):
-        """A real client would send all at once here, and answer from its ledger below."""
-
-    def ask(self, messages, max_tokens):
-        Scripted.asked.append(messages)
-        if len(Scripted.asked) > Scripted.fail_after:
-            raise EndpointError("down")
-        text = messages[-1]["content"]
-        if "Concept:\n" in text or text.endswith("Concept:"):
-            return "pleural effusion" if "<<effusion" in text else "anything"
-        concept = text.split("\n")[0].removeprefix("Concept: ")
-        return "Yes" if "effusion" in concept and "effusion" in text.split("\n")[1] else "No"
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    Scripted.asked, Scripted.fail_after = [], 10**9
-    monkeypatch.setattr(explain, "Client", Scripted)
-    return Scripted
-
-
-class Endpoint:
-    model = "scripted"
-
-
-def run(many, word_sae, processor, out, **kwargs):
-    config = LabelConfig((0, 1, 2), n_explain=4, n_score=8, heldout=0.4, **kwargs)
-    return label_latents(word_sae, many, processor.tokenizer, Endpoint(), config, out)
-
-
-def test_labels_with_score_and_baseline(many, word_sae, processor, scripted, tmp_path):
-    labels = run(many, word_sae, processor, tmp_path / "labels")
-    right, dense, silent = labels
-    assert right.label == "pleural effusion"
-    assert right.balanced_accuracy == 1 and right.coverage == 1 and right.n_scored == 8
-    assert right.baseline == 0.5  # the other label never says yes
-    assert dense.label == "anything" and dense.balanced_accuracy is None
-    assert silent.label is None and silent.coverage == 0
-    assert read_labels(tmp_path / "labels") == labels
-    before = len(scripted.asked)
-    assert run(many, word_sae, processor, tmp_path / "labels") == labels
-    assert len(scripted.asked) == before
-    with pytest.raises(FolderError, match="holds other labels"):
-        run(many, word_sae, processor, tmp_path / "labels", seed=5)
-
-
-def test_explainer_never_sees_a_scored_sentence(many, word_sae, processor, scripted, tmp_path):
-    run(many, word_sae, processor, tmp_path / "labels")
-    examples = collect_examples(word_sae, many, [0], n_explain=4, n_score=8, heldout=0.4)[0]
-    shown = [e.study for e in examples.explain]
-    scored = [e.study for e in examples.positives + examples.negatives]
-    assert not set(shown) & set(scored)
-    assert list(explain_messages(examples.explain, processor.tokenizer)) in scripted.asked
-    question = detect_messages("pleural effusion", examples.positives[0], processor.tokenizer)
-    assert list(question) in scripted.asked
-    assert "<<" not in question[-1]["content"]
-
-
-def test_endpoint_failure_leaves_an_unfinished_folder(
-    many, word_sae, processor, scripted, tmp_path
-):
-    scripted.fail_after = 5
-    with pytest.raises(EndpointError):
-        run(many, word_sae, processor, tmp_path / "labels")
-    with pytest.raises(FolderError, match="unfinished"):
-        read_labels(tmp_path / "labels")
-    scripted.fail_after = 10**9
-    assert run(many, word_sae, processor, tmp_path / "labels")[0].balanced_accuracy == 1
-
-
-def test_labels_over_http_are_paid_once_and_stop_at_a_budget(many, word_sae, processor, tmp_path):
-    def reply(body):
-        text = body["messages"][-1]["content"]
-        if text.endswith("Concept:"):
-            return "pleural effusion" if "<<effusion" in text else "anything"
-        concept, sentence = text.split("\n")[:2]
-        return "yes" if "effusion" in concept and "effusion" in sentence else "no"
-
-    def label(server, out, **limits):
-        prices = {"price_in": 1.0, "price_out": 1.0}
-        endpoint = EndpointConfig(server.url, "scripted", limits=Limits(**prices, **limits))
-        config = LabelConfig((0, 1, 2), n_explain=4, n_score=8, heldout=0.4)
-        return label_latents(
-            word_sae, many, processor.tokenizer, endpoint, config, out, announced.append
-        )
-
-    announced = []
-    with serving(Script(faults=0.1, retry_after_ms=10), reply) as server:
-        with pytest.raises(EndpointError, match="max_requests") as caught:
-            label(server, tmp_path / "labels", max_requests=5)
-        assert caught.value.resumable and server.asked.total() == 5
-        labels = label(server, tmp_path / "labels")
-        assert labels[0].label == "pleural effusion" and labels[0].balanced_accuracy == 1
-        assert labels[0].baseline == 0.5 and labels[2].label is None
-        assert server.counts["repeated"] == 0
-        assert announced[0].startswith("explain: 2 requests (0 more are kept)")
-        assert "score, at most: " in announced[1] and "(2 more are kept)" in announced[1]
+def test_labels_with_score_and_baseline(features, processor, tmp_path):
+    out = tmp_path / "labels"
+    with serving(Script(), answer) as server:
+        who = labeller(server, processor, out)
+        labels = label_latents(features, who, CONFIG, out)
+        right, dense, silent = labels
+        assert (right.label, right.confidence, right.model) == ("pleural effusion", 0.9, "scripted")
+        assert right.reference == features.reference(0)
+        assert features.dense(1) and dense.label is None  # reported as dense, never asked about
+        assert silent.label is None and silent.confidence is None
+        assert read_labels(out) == labels
+        named = [*labels, dense._replace(label="heart size")]
+        (score, other) = detection_scores(features, named, who, processor.tokenizer)
         before = server.asked.total()
-        assert label(server, tmp_path / "labels") == labels
+        assert label_latents(features, who, CONFIG, out) == labels
         assert server.asked.total() == before
+    assert (score.value, score.baseline, score.coverage) == (1.0, 0.5, 1.0)
+    assert score.n >= 8 and score.n_patients >= 4
+    assert other.latent == 1 and other.value is None  # it is silent nowhere
+    write_scores([score, other], tmp_path / "scores")
+    assert read_scores(tmp_path / "scores") == [score, other]
+    with pytest.raises(FolderError, match="holds other labels"):
+        label_latents(features, who, LabelConfig((0,)), out)
+
+
+def test_an_explainer_that_always_says_none_names_nothing(features, processor, tmp_path):
+    none = json.dumps({"label": None, "confidence": 0.0, "evidence": ""})
+    with serving(Script(), lambda body: none) as server:
+        who = labeller(server, processor, tmp_path)
+        labels = label_latents(features, who, CONFIG, tmp_path / "labels")
+        assert [one.label for one in labels] == [None] * 3
+        assert detection_scores(features, labels, who, processor.tokenizer) == []
+
+
+def test_a_label_that_is_wrong_on_purpose_scores_at_chance(features, processor, tmp_path):
+    who = Words(processor.tokenizer)
+    right = label_latents(features, who, CONFIG, tmp_path / "labels")[0]
+    wrong = right._replace(label="pacemaker lead")
+    (score,) = detection_scores(features, [wrong], who, processor.tokenizer)
+    assert score.value == 0.5 and score.baseline is None
+
+
+def test_word_statistics_need_no_endpoint(features, processor, tmp_path):
+    who = Words(processor.tokenizer)
+    labels = label_latents(features, who, CONFIG, tmp_path / "labels")
+    assert "effusion" in labels[0].label and labels[0].model == "statistics"
+    (score,) = detection_scores(features, labels, who, processor.tokenizer)
+    assert score.value == 1.0
+
+
+def test_the_explainer_never_sees_a_scored_patient(features, processor, tmp_path):
+    explained = {e.patient for e in features.examples(0, set="explain")}
+    scored = {e.patient for e in features.examples(0, set="score")}
+    assert explained and scored and not explained & scored
+    with serving(Script(), answer) as server:
+        who = labeller(server, processor, tmp_path)
+        request = who.requests(features, CONFIG, {})[0]
+        assert request.messages[-1]["content"].count("<<effusion") >= 5
+        labels = label_latents(features, who, CONFIG, tmp_path / "labels")
+        detection_scores(features, labels, who, processor.tokenizer)
+
+
+def test_labels_are_paid_once_and_stop_at_a_budget(features, processor, tmp_path):
+    out, said = tmp_path / "labels", []
+    with serving(Script(faults=0.1, retry_after_ms=10), answer) as server:
+        who = labeller(server, processor, out)
+        labels = label_latents(features, who, CONFIG, out)
+        few = labeller(server, processor, out, max_requests=5)
+        with pytest.raises(EndpointError, match="max_requests") as caught:
+            detection_scores(features, labels, few, processor.tokenizer)
+        assert caught.value.resumable
+        (score,) = detection_scores(features, labels, who, processor.tokenizer)
+        assert score.value == 1.0 and server.counts["repeated"] == 0
+        announce(who, features, CONFIG, (), said.append)
+        assert said == ["explain: 0 requests (1 more are kept)"] or "0 requests (1" in said[0]
+        before = server.asked.total()
+        assert detection_scores(features, labels, who, processor.tokenizer) == [score]
+        assert server.asked.total() == before
+
+
+def test_a_stopped_job_leaves_an_unfinished_folder(features, processor, tmp_path):
+    out = tmp_path / "labels"
+    with serving(Script(), lambda body: "down") as server:
+        who = labeller(server, processor, out, max_requests=0)
+        with pytest.raises(EndpointError):
+            label_latents(features, who, CONFIG, out)
+    with pytest.raises(FolderError, match="unfinished"):
+        read_labels(out)
+
+
+def test_what_cannot_be_labelled_is_refused():
+    with pytest.raises(ConfigError, match="name at least one"):
+        LabelConfig(())
+    with pytest.raises(ConfigError, match="did you mean 'report"):
+        LabelConfig((0,), "text", "reprot")
+    with pytest.raises(ConfigError, match="do not go together"):
+        LabelConfig((0,), "reports", "report")
+
+
+def test_activations_of_a_latent_that_does_not_exist(many, word_sae):
+    with pytest.raises(ConfigError, match="latent 32 is outside 0–31"):
+        latent_activations(word_sae, many, [32])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,29 @@ def test_steer(pipeline, checkpoint, studies_folder):
     refused(run(*common, "--study", "s0", "--latent", 9999), "latent 9999 is outside 0–127")
 
 
+def test_steer_several_studies(pipeline, checkpoint, studies_folder, tmp_path):
+    _, acts, sae, *_ = pipeline
+    folder = ActivationFolder(acts)
+    rates = measure(
+        MatryoshkaSAE.from_pretrained(sae), folder, SITE, folder.heldout(0.2) | True
+    ).firing_rates
+    common = (
+        *("steer", sae, acts, "--model", checkpoint, "--studies", studies_folder),
+        *("--latent", int(rates.argmax()), "--max-new-tokens", 4, "--out", tmp_path / "out"),
+        *("--studies-n", 2, "--json"),
+    )
+    result = last_json(run(*common, "--sweep", "1,3", "--target", "heart", "--window", "0,20"))
+    assert {dose["arm"] for dose in result["doses"]} == {"steered", "random latent"}
+    assert [dose["strength"] for dose in result["doses"]] == [1.0, 3.0] * 2
+    record = json.loads((tmp_path / "out" / "effects.json").read_text())
+    assert len(record["effects"]) == 8
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "plotly" in page and "s0" in page and "<img" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", page)
+    refused(run(*common), "--target names no word")
+    refused(run(*common, "--study", "s0"), "--study or --studies-n")
+
+
 def test_same_command_again_resumes(pipeline, checkpoint, studies_folder):
     _, acts, *_ = pipeline
     before = tree(acts)
@@ -271,12 +295,21 @@ def test_bad_activations(pipeline, tmp_path):
 
 def test_endpoint_down_or_remote(pipeline, tmp_path):
     _, acts, sae, *_ = pipeline
-    args = ("label", sae, acts, "--latents", "0,1,2,3", "--llm", "x", "--out", tmp_path / "labels")
+    features = tmp_path / "features"
+    found = last_json(run("collect", sae, acts, "--out", features, "--json"))
+    assert found["n_latents"] == 128
+    args = ("label", features, "--llm", "x", "--out", tmp_path / "labels")
     refused(run(*args, "--endpoint", "http://127.0.0.1:9/v1"), "cannot be reached", "start it")
     refused(run(*args, "--endpoint", "https://example.org/v1"), "--allow-remote example.org")
     refused(run(*args, "--endpoint", "nonsense"), "is not a URL")
     here = ("--endpoint", "http://127.0.0.1:9/v1")
-    refused(run(*args[:3], "--latents", "a,b", *args[5:], *here), "write numbers")
+    refused(run(*args, "--latents", "a,b", *here), "write numbers")
+    refused(run(*args, "--latents", "1", "--top", 3, *here), "give one of the two")
+    refused(run("label", features, "--out", tmp_path / "l", "--max-cost", 1), "are for --endpoint")
+    labels = last_json(run("label", features, "--out", tmp_path / "words", "--json"))
+    scores = ("score", features, tmp_path / "words", "--out", tmp_path / "scores", "--json")
+    assert len(last_json(run(*scores))["scores"]) <= labels["named"]
+    assert last_json(run("verify", tmp_path / "scores", "--json")) == {"files": 1}
 
 
 def test_convert(pipeline, tmp_path):

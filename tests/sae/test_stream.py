@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from hooks.files import ConfigError
+from hooks.files import ConfigError, StudyError
 from hooks.harvest import HarvestConfig, harvest
 from hooks.roles import Role
 from sae import stream
@@ -121,6 +121,40 @@ def test_live_rows_need_both_sides_and_a_batch(live, model, processor, studies):
         LiveRows(model, processor, studies, config, heldout=1.0)
     with pytest.raises(ConfigError, match="holds a batch of 100000 rows"):
         take(live, 1, 100_000)
+
+
+def broken(studies, folder, ids):
+    path = folder / "broken.png"
+    path.write_bytes(b"not a film")
+    swap = {"frontal": path}
+    return [s.model_copy(update=swap) if s.id in ids else s for s in studies]
+
+
+def test_live_rows_skip_a_study_that_cannot_be_read(model, processor, studies, tmp_path, caplog):
+    training = [s.id for s in studies if s.split(0.3) != "heldout"]
+    bad = {training[2], training[-1]}
+    some = broken(studies, tmp_path, bad)
+    config = HarvestConfig((SITE,), dtype="float32", studies_per_part=4)
+    rows = LiveRows(model, processor, some, config, 0.3, buffer_rows=150)
+    straight = take(rows, 60, 13, 7)
+    assert {one.study_id for one in rows.skipped} == bad == {training[2], training[-1]}
+    assert all(one.reason.startswith("unreadable: ") for one in rows.skipped)
+    assert len([r for r in caplog.records if "is skipped" in r.message]) == 2  # once, not by epoch
+    assert any(batch.position["epoch"] > 0 for batch in straight)
+    for done in (3, 20, 41):
+        again = LiveRows(model, processor, some, config, 0.3, buffer_rows=150)
+        same(straight[done:], take(again, 60 - done, 13, 7, straight[done - 1].position))
+
+
+def test_live_rows_stop_at_a_bad_study_if_strict(model, processor, studies, tmp_path):
+    training = [s.id for s in studies if s.split(0.3) != "heldout"]
+    config = HarvestConfig((SITE,), dtype="float32")
+    some = broken(studies, tmp_path, {training[0]})
+    with pytest.raises(StudyError, match=training[0]):
+        take(LiveRows(model, processor, some, config, 0.3, strict=True), 1, 4)
+    none = broken(studies, tmp_path, set(training))
+    with pytest.raises(StudyError, match="studies to train on can be read"):
+        LiveRows(model, processor, none, config, 0.3).moments(SITE)
 
 
 def test_rows_are_floats_of_what_is_on_disk(activations):

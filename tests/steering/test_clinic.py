@@ -9,7 +9,7 @@ from sae import MatryoshkaSAE, SAEConfig
 from steering import Edit, compare
 from steering.draft import NOTICE, draft
 from steering.evidence import ReportReader
-from steering.history import Pairs, film_pairs
+from steering.history import Pairs, agreement, film_pairs, fit_progression, labelled
 from steering.review import ReviewConfig, review
 from steering.search import build_index, similarity
 
@@ -97,7 +97,7 @@ def test_attribution_is_the_derivative_of_the_drop(model, processor, sae, studie
     for factor in (1 - step, 1 + step):
         edit = Edit(latent, factor, mode="scale")
         with torch.no_grad(), steered(model, sae, [edit], IMAGE, tokens=reader.tokens):
-            drops.append(reader._log_probs(1)[0])
+            drops.append(reader.log_probs(1)[0])
     slope = (drops[1] - drops[0]) / (2 * step)
     assert torch.allclose(slope, reading.attributions[:, column], rtol=0.05, atol=1e-3)
     total = reader.patch_attribution(reading, 0, latent).sum()
@@ -112,8 +112,9 @@ def test_review_measures_what_ablation_does(model, processor, sae, studies):
     top = found[0].image[0]
     base, without = reader.read().log_probs, reader.without([[top.latent]])[0]
     assert top.drop == pytest.approx(float(base[0] - without[0]), abs=1e-4)
-    drops = [one.drop for one in found[0].image]
-    assert drops == sorted(drops, reverse=True) and min(drops) > 0
+    scores = [one.score for one in found[0].image]
+    assert scores == sorted(scores, reverse=True)
+    assert min(one.drop for one in found[0].image) > 0
     assert set(top.patches) == {"frontal", "lateral"} and len(top.patches["frontal"]) == 3
     with pytest.raises(ConfigError, match="no report"):
         review(model, processor, study.model_copy(update={"report": None}), sae)
@@ -131,3 +132,51 @@ def test_a_draft_lists_every_edit(model, processor, sae, studies):
     assert "latent 7: ablate" in shown and [e["latent"] for e in made.edits] == [3, 7]
     nothing = draft(model, processor, studies[0], sae, [], max_new_tokens=8)
     assert nothing.text == nothing.plain and not any(new for _, new in nothing.sentences)
+
+
+def test_the_latent_that_follows_a_change_is_found_and_not_the_one_that_knows_presence():
+    """Latent 0 falls when the finding grows, as one for small effusions does; latent 1 follows."""
+    labels = ["worsening", "worsening", "improving", "improving", "stable", "stable"]
+    follows = torch.tensor([0.6, 0.4, -0.5, -0.3, 0.02, -0.01])
+    shares = torch.stack([-follows, follows], 1)
+    fitted = fit_progression(shares, labels)
+    assert fitted.latent == 1
+    assert 0.02 < fitted.worsening_above <= 0.4 and -0.3 <= fitted.improving_below < -0.01
+    assert agreement(fitted, shares, labels).macro_accuracy == 1
+    turned = agreement(fitted, -shares, labels)
+    assert turned.macro_accuracy == pytest.approx(1 / 3)  # stable pairs alone stay right
+    assert turned.counts["worsening"] == {"improving": 2, "stable": 0, "worsening": 0}
+
+
+def test_directions_that_cannot_be_fitted_are_refused():
+    shares = torch.zeros(2, 3)
+    with pytest.raises(ConfigError, match="0 of 2 pairs are improving"):
+        fit_progression(shares, ["worsening", "stable"])
+    with pytest.raises(ConfigError, match="'worse'"):
+        fit_progression(shares, ["worse", "stable"])
+    with pytest.raises(ConfigError, match="1 labels for 2 pairs"):
+        fit_progression(shares, ["worsening"])
+
+
+def test_labels_of_progression_come_from_the_studies(index, studies):
+    from hooks.studies import Change
+
+    pairs = film_pairs(index)
+    changed = [Change(finding="effusion", direction="improving")]
+    given = [
+        study.model_copy(update={"changes": tuple(changed)})
+        if study.id == pairs.studies[1]
+        else study
+        for study in studies
+    ]
+    assert labelled(pairs, given, "effusion") == ([1], ["improving"])
+    assert labelled(pairs, given, "edema") == ([], [])
+
+
+def test_a_film_by_itself_is_summarised_as_the_index_has_it(index, model, processor, sae, studies):
+    from steering.evidence import film_summary
+
+    names, values = index.take("frontal")
+    place = next(i for i, (name, _) in enumerate(names) if name == studies[0].id)
+    found = film_summary(model, processor, sae, studies[0].frontal)
+    assert torch.allclose(found, values[place], rtol=2e-2, atol=2e-2)

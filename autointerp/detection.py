@@ -1,0 +1,114 @@
+"""Detection: does a label tell excerpts on which the latent fires from those on which it is silent?
+
+One excerpt a request, so that one unreadable reply costs one answer. Excerpts are of the set
+``score``: patients that no explainer saw. Bills et al. 2023; Paulo et al., arXiv 2410.13928.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from autointerp.client import Client, Request
+from autointerp.explainers import plain_text, strong_from
+from autointerp.features import SILENT, Example, Features
+from autointerp.scores import Verdict, probability_of_yes
+from autointerp.statistics import words_express
+
+MAX_TOKENS = 4
+"""Of a yes or no."""
+DETECT = (
+    "You check whether excerpts of chest X-ray reports express a concept. Answer with one word: "
+    "yes or no."
+)
+TOP_LOGPROBS = 5
+"""As many as every endpoint that tells any will tell."""
+
+
+class Asked(Protocol):
+    """A question with a yes or no for an answer, and the right one."""
+
+    @property
+    def patient(self) -> str: ...
+    @property
+    def truth(self) -> bool: ...
+    def request(self) -> Request:
+        """What is asked."""
+        ...
+
+    def expressed(self) -> bool:
+        """The answer of word statistics."""
+        ...
+
+
+class Question(NamedTuple):
+    """A label held against one excerpt."""
+
+    label: str
+    text: str
+    patient: str
+    truth: bool
+
+    def request(self) -> Request:
+        """What is asked."""
+        asked = f"Concept: {self.label}\nExcerpt: {self.text}\nExpressed?"
+        messages = [{"role": "system", "content": DETECT}, {"role": "user", "content": asked}]
+        return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
+
+    def expressed(self) -> bool:
+        """Whether the excerpt has the label's words."""
+        return words_express(self.label, self.text)
+
+
+def questions(
+    features: Features,
+    latent: int,
+    label: str,
+    tokenizer: Any,
+    modality: str = "report",
+    side: str = "score",
+    strong: bool = False,
+) -> list[Question]:
+    """A label against every text example of one set.
+
+    With ``strong``, weak firings are left out, so that positives are excerpts on which the latent
+    is strongly on (:func:`autointerp.explainers.strong_from`). Negatives are the same.
+    """
+    least = strong_from(features, latent, modality) if strong else 0.0
+    examples: list[Example] = features.examples(latent, modality, set=side)
+    return [
+        Question(label, plain_text(one, tokenizer), one.patient, one.kind not in SILENT)
+        for one in examples
+        if one.kind in SILENT or one.peak >= least
+    ]
+
+
+def ask(
+    client: Client, asked: Mapping[Any, Sequence[Asked]], name: str = "detection"
+) -> dict[Any, list[Verdict]]:
+    """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``."""
+    flat = [question for some in asked.values() for question in some]
+    replies = iter(client.ask_all([question.request() for question in flat], name))
+    return {
+        key: [
+            Verdict(
+                question.patient,
+                question.truth,
+                read_answer(reply.text),
+                probability_of_yes(reply.logprobs),
+            )
+            for question, reply in zip(some, replies, strict=False)
+        ]
+        for key, some in asked.items()
+    }
+
+
+def read_answer(text: str) -> bool | None:
+    """Yes or no, or ``None`` for anything else.
+
+    >>> read_answer("Yes."), read_answer("**No**, it does not"), read_answer("Perhaps")
+    (True, False, None)
+    """
+    word = re.match(r"\W*(yes|no)\b", text.strip(), flags=re.IGNORECASE)
+    return None if word is None else word[1].lower() == "yes"

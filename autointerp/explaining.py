@@ -1,0 +1,55 @@
+"""Requests of any explainer, sent together and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+from autointerp.client import Client, Request
+from autointerp.explainers import Explanation, report_request
+from autointerp.features import IMAGES, Features
+from hooks.studies import Study
+
+
+class Explained(NamedTuple):
+    """What came of explaining latents."""
+
+    found: dict[int, Explanation]
+    """By latent; "no clear concept" is one whose label is ``None``."""
+    missing: tuple[int, ...]
+    """Latents without a readable answer: neither a label nor "no clear concept"."""
+    unasked: tuple[int, ...]
+    """Dense latents, and those with nothing to show."""
+
+
+def explain(
+    client: Client, requests: Mapping[int, Request | None], name: str = "explain"
+) -> Explained:
+    """Ask every request, all together; ``None`` stands for a latent that is not asked about."""
+    asked = {latent: request for latent, request in requests.items() if request is not None}
+    replies = client.ask_all(list(asked.values()), name)
+    read = {n: cast(Explanation | None, one.value) for n, one in zip(asked, replies, strict=True)}
+    return Explained(
+        {latent: value for latent, value in read.items() if value is not None},
+        tuple(latent for latent, value in read.items() if value is None),
+        tuple(latent for latent in requests if latent not in asked),
+    )
+
+
+def film_of(features: Features, latent: int) -> str | None:
+    """The film a latent fires on most often; ``None`` where it fires on none."""
+    stats = features.stats(latent)
+    fired = {name: stats[name].n_fired for name in IMAGES if name in stats}
+    best = max(fired, key=lambda name: fired[name], default=None)
+    return best if best is not None and fired[best] else None
+
+
+def explain_by_reports(
+    client: Client, features: Features, latents: Sequence[int], studies: Mapping[str, Study]
+) -> Explained:
+    """Explain image latents by the reports of the films that they fire on, each on its own film."""
+    requests: dict[int, Request | None] = {}
+    for latent in latents:
+        film = film_of(features, latent)
+        requests[latent] = report_request(features, latent, studies, film) if film else None
+    return explain(client, requests, "explain by reports")

@@ -1,0 +1,51 @@
+"""Labels through a scorer, each beside another latent's label on the same examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autointerp.detection import Asked
+from autointerp.scores import Score, Verdict, judge, other_labels
+
+QuestionsOf = Callable[[int, str], Sequence[Asked]]
+"""Questions about a latent by a label, such as :func:`autointerp.fuzzing.questions`."""
+
+
+Answers = Callable[[Mapping[Any, Sequence[Asked]]], Mapping[Any, Sequence[Verdict]]]
+"""Who answers: verdicts by key, such as :meth:`autointerp.labelling.Labeller.detect`."""
+
+
+def score_labels(
+    answers: Answers,
+    scorer: str,
+    labels: Mapping[int, str | None],
+    questions_of: QuestionsOf,
+    modality: str = "report",
+    seed: int = 0,
+) -> list[Score]:
+    """A score for every latent with its shuffled baseline; everything is asked together.
+
+    No clear concept predicts nothing: it is taken to answer no to every question, which is chance,
+    and nothing is sent.
+    """
+    others = other_labels(labels, seed)
+    named = {latent: label for latent, label in labels.items() if label is not None}
+    asked = {(latent, "own"): questions_of(latent, label) for latent, label in named.items()}
+    for latent, other in others.items():
+        if other is not None:
+            asked[latent, "other"] = questions_of(latent, other)
+    said = answers(asked)
+    scores = []
+    for latent, label in labels.items():
+        if label is None:
+            silent = [Verdict(q.patient, q.truth, False) for q in questions_of(latent, "")]
+            scores.append(judge(latent, scorer, modality, silent, seed))
+            continue
+        score = judge(latent, scorer, modality, said[latent, "own"], seed)
+        if (latent, "other") in said:
+            other = judge(latent, scorer, modality, said[latent, "other"], seed)
+            score = replace(score, baseline=other.value)
+        scores.append(score)
+    return scores
