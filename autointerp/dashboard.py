@@ -1,130 +1,282 @@
-"""A page that shows latents on the films and reports they fire on: one HTML file, no network."""
+"""From a features folder, labels and scores to the pages of the explorer."""
 
 from __future__ import annotations
 
-import base64
-import difflib
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from importlib.resources import files
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
+import torch
 
-from hooks.files import atomic_path
+from autointerp.evidence import Crop, OutputTokens, known_boxes, patch_map, token_texts
+from autointerp.features import IMAGES, Example, Features
+from autointerp.labels import Label
+from autointerp.scores import Score
+from autointerp.views import (
+    Corners,
+    ExplorerData,
+    FilmView,
+    HeatView,
+    LatentView,
+    ModalityView,
+    ScoreView,
+    SteeringView,
+    TextView,
+)
+from hooks.files import ConfigError
+from hooks.images import read_image
+from hooks.studies import Study
+from sae.model import MatryoshkaSAE
 
-
-@dataclass(frozen=True)
-class FilmView:
-    """A film under the patch activations of one latent."""
-
-    film: str
-    """PNG as a data URL."""
-    heat: list[list[float]]
-    """``[rows, columns]``, as shares of the latent's reference activation."""
-    caption: str
-    box: tuple[float, float, float, float] | None = None
-    """Where the finding is known to be: corners as fractions, origin top left."""
-
-
-@dataclass(frozen=True)
-class TextView:
-    """A stretch of a report with the activation of one latent on every token."""
-
-    study: str
-    tokens: list[str]
-    activations: list[float]
-    """As shares of the latent's reference activation."""
+QUANTILES: tuple[str, ...] = ("p50", "p90", "p99")
+N_NEIGHBOURS = 8
+CAREFUL = "They may be of patients: keep to the terms of the data set, and do not pass them on."
 
 
-@dataclass(frozen=True)
-class ConceptView:
-    """A concept with the latents that stand for it."""
+def explorer_from(
+    features: Features,
+    *,
+    labels: Iterable[Label] = (),
+    scores: Iterable[Score] = (),
+    studies: Iterable[Study] = (),
+    sae: MatryoshkaSAE | None = None,
+    tokenizer: Any = None,
+    image_size: int = 518,
+    output_tokens: Mapping[int, OutputTokens] | None = None,
+    steering: Mapping[int, Sequence[SteeringView]] | None = None,
+    latents: Sequence[int] | None = None,
+    top: int = 2000,
+    title: str = "Latents",
+    origin: str = CAREFUL,
+    site: str = "",
+) -> ExplorerData:
+    """What a page can show of a features folder.
 
-    name: str
-    figures: dict[str, float | int | str | None]
-    """Shown as a row of the table, in this order; every concept has the same keys."""
-    films: list[FilmView] = field(default_factory=list)
-    texts: list[TextView] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class SteeringView:
-    """One report before and after an edit."""
-
-    title: str
-    film: str
-    """PNG as a data URL."""
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """Everything a page shows."""
-
-    title: str
-    subtitle: str
-    facts: dict[str, str]
-    """Figures about the model and its dictionaries."""
-    concepts: list[ConceptView]
-    steering: list[SteeringView]
-
-
-def data_url(film: Image.Image) -> str:
-    """The film as a PNG inside a URL; its pixels are unchanged."""
-    buffer = io.BytesIO()
-    film.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def heat(activations: Float[np.ndarray, "rows columns"], reference: float) -> list[list[float]]:
-    """Patch activations as shares of ``reference``, three decimals; zero if it never fires."""
-    shares = activations / reference if reference > 0 else np.zeros_like(activations)
-    return np.round(shares.astype(float), 3).tolist()
-
-
-def changed_words(before: str, after: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """The words of two texts, each with whether the other text lacks it at that place.
-
-    >>> changed_words("no effusion .", "left effusion .")[1]
-    [('left', True), ('effusion', False), ('.', False)]
+    Parameters
+    ----------
+    labels, scores
+        A latent without a label of these shows none.
+    studies
+        Records of the studies, for the films and known boxes; without one, heat has no film.
+    sae
+        The dictionary, for neighbours.
+    tokenizer
+        Without one, no text is shown.
+    image_size
+        Side in pixels of the square that the processor crops a film to.
+    output_tokens
+        Of each latent, as :func:`autointerp.evidence.model_output_tokens` gives them.
+    latents
+        Which ones; by default those labelled, then those that fire in most studies, ``top`` in all.
+    site
+        Name before the numbers, where a page holds several dictionaries.
     """
-    one, two = before.split(), after.split()
-    new_one, new_two = [True] * len(one), [True] * len(two)
-    for i, j, n in difflib.SequenceMatcher(None, one, two, autojunk=False).get_matching_blocks():
-        new_one[i : i + n] = [False] * n
-        new_two[j : j + n] = [False] * n
-    return list(zip(one, new_one, strict=True)), list(zip(two, new_two, strict=True))
+    named = {label.latent: label for label in labels}
+    by_latent: dict[int, list[Score]] = {}
+    for score in scores:
+        by_latent.setdefault(score.latent, []).append(score)
+    if latents is None:
+        latents = list(dict.fromkeys([*named, *features.alive()]))[:top]
+    known = {study.id: study for study in studies}
+    near = _neighbours(sae, latents) if sae is not None else {}
+    films: dict[str, FilmView] = {}
+    views = []
+    for latent in latents:
+        # The strongest first, whatever they are of; the other kinds keep their order.
+        examples = sorted(
+            features.examples(latent), key=lambda one: -one.peak if one.kind == "top" else 0.0
+        )
+        heats = [
+            HeatView(
+                _film(one, known, image_size, films),
+                np.nan_to_num(patch_map(one)),
+                one.modality,
+                one.kind,
+            )
+            for one in examples
+            if one.modality in IMAGES
+        ]
+        texts = (
+            [
+                TextView(
+                    one.study,
+                    tuple(token_texts(one, tokenizer)),
+                    tuple(one.values),
+                    one.modality,
+                    one.kind,
+                )
+                for one in examples
+                if one.modality not in IMAGES
+            ]
+            if tokenizer is not None
+            else []
+        )
+        written = (output_tokens or {}).get(latent)
+        view = LatentView(
+            latent,
+            site=site,
+            asked=latent in named,
+            dense=features.dense(latent),
+            finding=_finding(by_latent.get(latent, []), examples, known),
+            modalities=tuple(
+                ModalityView(
+                    name,
+                    stats.n_rows,
+                    stats.n_fired,
+                    stats.max,
+                    {q: getattr(stats, q) for q in QUANTILES} if stats.n_fired else {},
+                )
+                for name, stats in features.stats(latent).items()
+            ),
+            heats=tuple(heats),
+            texts=tuple(texts),
+            promoted=written.promoted if written else (),
+            suppressed=written.suppressed if written else (),
+            neighbours=near.get(latent, ()),
+            steering=tuple((steering or {}).get(latent, ())),
+        )
+        views.append(_with_label(view, named.get(latent), by_latent.get(latent, [])))
+    facts = {"Site": features.site, "Dictionary": f"{features.n_latents:,} latents"}
+    return ExplorerData(
+        title=title,
+        subtitle=f"{len(views):,} latents at {features.site}, with what each fires on.",
+        origin=origin,
+        latents=tuple(views),
+        films=films,
+        facts=facts,
+    )
 
 
-def write_page(page: Page, path: Path) -> Path:
-    """Write ``page`` as one HTML file that asks nothing of the network; returns ``path``."""
-    content: dict[str, Any] = asdict(page)
-    for view in content["steering"]:
-        view["before"], view["after"] = changed_words(view["before"], view["after"])
-    # A "<" could end the script element that holds the data.
-    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    html = _template().render(title=page.title, data=data)
-    with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return path
+def joined(first: ExplorerData, *others: ExplorerData) -> ExplorerData:
+    """One page of the latents of several dictionaries, which differ in their ``site``."""
+    films, latents, facts = dict(first.films), first.latents, dict(first.facts)
+    for other in others:
+        films |= other.films
+        latents += other.latents
+        facts |= other.facts
+    return replace(first, latents=latents, films=films, facts=facts)
 
 
-@lru_cache(maxsize=1)
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def read_steering(path: Path) -> dict[int, list[SteeringView]]:
+    """Reports before and after, from a file with the JSON line of every ``steer --json``.
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(files("autointerp").joinpath("dashboard.html").read_text())
+    Raises
+    ------
+    ConfigError
+        If a line is not such a record.
+    """
+    found: dict[int, list[SteeringView]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            latent, before, after = int(record["latent"]), record["before"], record["after"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"line {number} of {path} is no record of steering ({error!r}); give one JSON "
+                "line of `maira-sae steer --json` a report"
+            ) from None
+        words = [record.get("mode"), record.get("strength"), record.get("study")]
+        title = " · ".join(str(word) for word in words if word is not None)
+        found.setdefault(latent, []).append(SteeringView(title or "edit", before, after))
+    return found
 
 
-def strongest(values: Sequence[float] | np.ndarray, count: int) -> list[int]:
-    """Places of the largest values, descending, ties in order."""
-    return np.argsort(-np.asarray(values), kind="stable")[:count].tolist()
+def _with_label(view: LatentView, label: Label | None, scores: Sequence[Score]) -> LatentView:
+    shown = [
+        ScoreView(
+            score.scorer + (f": {score.about}" if score.about else ""),
+            score.modality,
+            score.value,
+            score.standard_error,
+            score.baseline,
+            score.n,
+        )
+        for score in scores
+        if score.value is not None
+    ]
+    if label is None:
+        return replace(view, scores=tuple(shown))
+    # A folder of labels has a detection score of its own, which separate scores replace.
+    if label.balanced_accuracy is not None and all(s.scorer != "detection" for s in shown):
+        own = ScoreView(
+            "detection",
+            "report",
+            label.balanced_accuracy,
+            None,
+            label.baseline,
+            label.n_scored,
+        )
+        shown.insert(0, own)
+    return replace(view, label=label.label, scores=tuple(shown))
+
+
+def _finding(
+    scores: Sequence[Score], examples: Sequence[Example], known: Mapping[str, Study]
+) -> str | None:
+    """The study label of the best agreement, or the one most common in its strongest studies.
+
+    Of the second, most of them must carry it.
+    """
+    agreed = [s for s in scores if s.about and s.scorer == "agreement" and s.value is not None]
+    if agreed:
+        return max(agreed, key=lambda s: s.value or 0.0).about
+    studies = {one.study for one in examples if one.kind == "top"} & set(known)
+    counts = Counter(label for study in studies for label in known[study].labels)
+    if not counts:
+        return None
+    (name, count), *_ = counts.most_common(1)
+    return name if 2 * count > len(studies) else None
+
+
+def _film(
+    example: Example, known: Mapping[str, Study], size: int, films: dict[str, FilmView]
+) -> str:
+    """The film's key; it is added to ``films`` if it is new."""
+    key = f"{example.study} {example.modality}"
+    if key in films:
+        return key
+    study = known.get(example.study)
+    path = getattr(study, example.modality) if study else None
+    if path is None:
+        films[key] = FilmView(None, example.study)
+        return key
+    width, height = read_image(path).size
+    boxes = known_boxes(study) if study and example.modality == "frontal" else ()
+    corners = tuple(("", (b.x_min, b.y_min, b.x_max, b.y_max)) for b in boxes)
+    films[key] = FilmView(path, example.study, corners, grid_of(width, height, size))
+    return key
+
+
+def grid_of(width: int, height: int, size: int) -> Corners:
+    """The part of a film that the model's patches cover, as fractions.
+
+    >>> grid_of(200, 100, 50)
+    (0.25, 0.0, 0.75, 1.0)
+    """
+    crop = Crop.of(width, height, size)
+    return (
+        crop.left / width,
+        crop.top / height,
+        (crop.left + crop.side) / width,
+        (crop.top + crop.side) / height,
+    )
+
+
+@torch.no_grad()
+def _neighbours(
+    sae: MatryoshkaSAE, latents: Sequence[int]
+) -> dict[int, tuple[tuple[int, float], ...]]:
+    """The latents whose decoder directions are closest, over the whole dictionary."""
+    directions = torch.nn.functional.normalize(sae.W_dec.float(), dim=-1)
+    found = {}
+    for latent in latents:
+        cosines = directions @ directions[latent]
+        cosines[latent] = -2.0
+        best = cosines.topk(min(N_NEIGHBOURS, len(cosines) - 1))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found[latent] = tuple((i, round(cosine, 4)) for i, cosine in pairs)
+    return found

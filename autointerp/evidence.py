@@ -60,9 +60,14 @@ def token_texts(example: Example, tokenizer: Any) -> list[str]:
     """The text that each token adds; joined they are the whole text."""
     if example.view is not None:
         raise ConfigError(f"a {example.modality} example is a film; ask for its overlay instead")
+    return added_texts(example.token_ids, tokenizer)
+
+
+def added_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the decoded text; joined they are the whole text."""
     texts, before = [], ""
-    for end in range(1, len(example.token_ids) + 1):
-        whole = tokenizer.decode(example.token_ids[:end], clean_up_tokenization_spaces=False)
+    for end in range(1, len(ids) + 1):
+        whole = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
         texts.append(whole[len(before) :])
         before = whole
     return texts

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,27 +25,16 @@ from autointerp import (
     labeller_of,
     latent_activations,
 )
-from autointerp.dashboard import (
-    ConceptView,
-    FilmView,
-    Page,
-    SteeringView,
-    TextView,
-    data_url,
-    heat,
-    strongest,
-    write_page,
-)
-from autointerp.evidence import token_texts
+from autointerp.explorer import Explorer
 from hooks.files import read_json
 from hooks.harvest import HarvestConfig, harvest
-from hooks.images import read_image
 from hooks.processor import Maira2Processor
 from hooks.store import ActivationFolder
 from hooks.studies import Study, read_folder
 from maira_sae import demo
 from maira_sae.demo import HELDOUT, Demo, fit, loss_recovered, quality
 from maira_sae.phantom_labels import named_findings
+from maira_sae.phantom_page import page_of
 from phantom import LABELS, Film, PhantomStudy, read_report
 from phantom.model import WEIGHTS, load
 from phantom.score import write_reports
@@ -277,7 +265,7 @@ class PhantomDemo(Demo):
         others = [s.id for s in self.studies if s.split(HELDOUT) != "heldout"]
         names = heldout + others[: self.config.n_films]
         films = [self.known.study(name).frontal for name in names]
-        maps = self._maps(latents, names)
+        maps = self.maps(latents, names)
         side = np.arange(len(names)) < len(heldout)
         shape = films[0].pixels.shape
         found = {}
@@ -323,6 +311,7 @@ class PhantomDemo(Demo):
             {
                 **{key: one[key] for key in ("latent", "label", "balanced_accuracy")},
                 "baseline": one["shuffled"],
+                "n_scored": one["n"],
             }
             for one in named.values()
         ]
@@ -375,84 +364,14 @@ class PhantomDemo(Demo):
 
     def page(self) -> dict[str, Any]:
         """`dashboard.html`, of everything above."""
-        findings = self.results["label"]["findings"]
-        latents = [finding["patch_latent"] for finding in findings.values()]
-        maps = self._maps(latents, list(self._frontals))
-        concepts = [
-            self._concept(name, finding, maps[finding["patch_latent"]])
-            for name, finding in findings.items()
-        ]
-        steering = [
-            SteeringView(
-                f"{one['finding'].replace('_', ' ')} turned {one['direction']}, {one['study']}",
-                data_url(read_image(self._by_id[one["study"]].frontal)),
-                one["before"],
-                one["after"],
-            )
-            for one in self.results["steer"]["steering_examples"]
-        ]
-        quality = self.results["evaluate"]
-        vision = quality["vision_quality"]
-        mean = self.results["truth"]["mean_over_findings"]
-        facts = {
-            "text": f"{quality['site']}, FVU {quality['fvu']:.3f} at L0 {quality['l0']:.1f}",
-            "vision": f"{vision['site']}, FVU {vision['fvu']:.3f} at L0 {vision['l0']:.1f}",
-            "AUROC": f"{mean['auroc']:.3f} in sentences, {mean['patch_auroc']:.3f} on patches",
-            "random dictionary": f"{mean['random_auroc']:.3f}, {mean['random_patch_auroc']:.3f}",
-        }
-        page = Page(
-            "The phantom: what single latents know",
-            "Procedural films and their reports; nothing here is of a person. Held-out patients.",
-            facts,
-            concepts,
-            steering,
-        )
-        write_page(page, self.out / "dashboard.html")
+        Explorer(page_of(self)).write(self.out / "dashboard.html")
         return {"dashboard": "dashboard.html"}
 
-    def _concept(
-        self, name: str, finding: dict[str, Any], maps: dict[str, np.ndarray]
-    ) -> ConceptView:
-        keys = ("latent", "auroc", "label", "patch_latent", "patch_auroc", "pixel_auroc")
-        reference = max(float(grid.max()) for grid in maps.values())
-        names = list(maps)
-        films = []
-        for i in strongest([maps[study].max() for study in names], 6):
-            film = self._frontals[names[i]]
-            box = film.boxes.get(name)
-            films.append(
-                FilmView(
-                    data_url(Image.fromarray(film.pixels)),
-                    heat(maps[names[i]], reference),
-                    f"{names[i]}: {'has it' if box else 'has it not'}",
-                    (box.x0, box.y0, box.x1, box.y1) if box else None,
-                )
-            )
-        return ConceptView(
-            name.replace("_", " "),
-            {key.replace("_", " "): finding[key] for key in keys},
-            films,
-            self._texts(finding["latent"]),
-        )
-
-    def _texts(self, latent: int, count: int = 3) -> list[TextView]:
-        """Sentences of patients who explained nothing in which a latent fires most."""
-        tokenizer = self.loaded[1].tokenizer
-        top = self.features("text").examples(latent, "report", "top", "score")[:count]
-        reference = max([one.peak for one in top], default=1.0)
-        return [
-            TextView(
-                one.study,
-                token_texts(one, tokenizer),
-                [round(value / reference, 3) for value in one.values],
-            )
-            for one in top
-        ]
-
-    def _maps(
-        self, latents: Sequence[int], names: Sequence[str]
+    def maps(
+        self, latents: Sequence[int], names: Sequence[str] | None = None
     ) -> dict[int, dict[str, np.ndarray]]:
-        """Each latent on the patches of some studies' frontal films, by study."""
+        """Each latent on the patches of frontal films, by study; default: all held-out ones."""
+        names = list(self.frontals) if names is None else names
         folder = self.activations("vision")
         side = self.loaded[0].config.patch_grid
         wanted = np.isin(folder.column("study"), list(names))
@@ -467,13 +386,13 @@ class PhantomDemo(Demo):
         }
 
     @cached_property
-    def _frontals(self) -> dict[str, Film]:
+    def frontals(self) -> dict[str, Film]:
         """The frontal films of held-out studies, drawn again for their masks."""
         names = [study.id for study in self.studies if study.split(HELDOUT) == "heldout"]
         return {name: self.known.study(name).frontal for name in names}
 
     @cached_property
-    def _by_id(self) -> dict[str, Study]:
+    def by_id(self) -> dict[str, Study]:
         return {study.id: study for study in self.studies}
 
     @cached_property

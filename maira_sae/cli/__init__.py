@@ -20,6 +20,7 @@ from maira_sae import bench
 from maira_sae.cli import (  # noqa: F401  # each adds its subcommands
     clinic,
     collect,
+    dashboard,
     dictionaries,
     folders,
     harvest,

@@ -50,7 +50,7 @@ def test_every_stage_leaves_its_folder_and_its_figures(finished):
     assert mean["patch_auroc"] > mean["random_patch_auroc"]
     assert {one["direction"] for one in summary["steering"]["edits"]} == {"on", "off"}
     page = (out / "dashboard.html").read_text()
-    assert page.count("data:image/png;base64,") > 6 * len(LABELS)
+    assert page.count("data:image/webp;base64,") >= 6 * len(LABELS)
 
 
 def test_running_again_resumes(finished):
