@@ -224,20 +224,36 @@ def harvest(
         typer.echo(json.dumps(result))
 
 
-@app.command(epilog="Example: `maira-sae bench steer --json`")
+@app.command(epilog="Example: `maira-sae bench steer --demo demo-out --json`")
 def steer(
     batch: Annotated[int, typer.Option(help="Reports written together.")] = 1,
     new_tokens: Annotated[int, typer.Option(help="Length of every report.")] = 50,
     rounds: Annotated[int, typer.Option(help="Turns of each.")] = 15,
     threads: Annotated[int, typer.Option(help="Threads.")] = 1,
+    demo: Annotated[
+        Path | None,
+        typer.Option(help="Finished phantom demo: also measure its findings and clinic figures."),
+    ] = None,
     quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What editing one and twenty latents costs while the phantom's mini model writes reports."""
+    """What steering costs on the mini model; with --demo, also what it does to every finding."""
+    from maira_sae import bench_clinic, phantom_steering
     from maira_sae.bench_steer import SteerBench, run, table
 
     config = SteerBench(batch, new_tokens, rounds, threads=threads)
-    _print(run(config.quick() if quick else config), table, as_json)
+    result = run(config.quick() if quick else config)
+    typer.echo(table(result))
+    if demo is not None:
+        steering, clinic = phantom_steering.SteeringBench(), bench_clinic.ClinicBench()
+        if quick:
+            steering, clinic = steering.quick(), clinic.quick()
+        found = phantom_steering.run(demo / "vision-sae", steering)
+        typer.echo(phantom_steering.table(found))
+        with TemporaryDirectory() as temporary:
+            result |= {**bench_clinic.run(demo, clinic, Path(temporary) / "index"), **found}
+    if as_json:
+        typer.echo(json.dumps(result))
 
 
 @app.command(epilog="Example: `maira-sae bench labels --json`")

@@ -262,6 +262,18 @@ def compare(
     return Comparison(before.strip(), after.strip())
 
 
+@torch.no_grad()
+def generate_report(
+    model: Any, processor: Maira2Processor, study: Study, *, max_new_tokens: int = 300
+) -> str:
+    """A study's greedy report; under :func:`steered`, the steered one."""
+    inputs = prompt_inputs(model, processor, study)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.tokenizer.decode(
+        ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    ).strip()
+
+
 def prompt_inputs(
     model: Any, processor: Maira2Processor, study: Study, opening: str = ""
 ) -> dict[str, Tensor]:

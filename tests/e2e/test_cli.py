@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,29 @@ def test_steer(pipeline, checkpoint, studies_folder):
     refused(run(*off, "clamp"), "has strength None", "give a number")
     refused(run(*common, "--study", "s99", "--latent", 0), "no study 's99'", "did you mean")
     refused(run(*common, "--study", "s0", "--latent", 9999), "latent 9999 is outside 0–127")
+
+
+def test_steer_several_studies(pipeline, checkpoint, studies_folder, tmp_path):
+    _, acts, sae, *_ = pipeline
+    folder = ActivationFolder(acts)
+    rates = measure(
+        MatryoshkaSAE.from_pretrained(sae), folder, SITE, folder.heldout(0.2) | True
+    ).firing_rates
+    common = (
+        *("steer", sae, acts, "--model", checkpoint, "--studies", studies_folder),
+        *("--latent", int(rates.argmax()), "--max-new-tokens", 4, "--out", tmp_path / "out"),
+        *("--studies-n", 2, "--json"),
+    )
+    result = last_json(run(*common, "--sweep", "1,3", "--target", "heart", "--window", "0,20"))
+    assert {dose["arm"] for dose in result["doses"]} == {"steered", "random latent"}
+    assert [dose["strength"] for dose in result["doses"]] == [1.0, 3.0] * 2
+    record = json.loads((tmp_path / "out" / "effects.json").read_text())
+    assert len(record["effects"]) == 8
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "plotly" in page and "s0" in page and "<img" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", page)
+    refused(run(*common), "--target names no word")
+    refused(run(*common, "--study", "s0"), "--study or --studies-n")
 
 
 def test_same_command_again_resumes(pipeline, checkpoint, studies_folder):
