@@ -68,11 +68,11 @@ class Batches:
         head = f"Content-Type: {content_type}\r\n\r\n".encode()
         content, purpose, name = b"", "", ""
         for part in BytesParser(policy=HTTP).parsebytes(head + body).iter_parts():  # pyright: ignore
-            payload = part.get_payload(decode=True)
+            payload = bytes(part.get_payload(decode=True))  # pyright: ignore
             if part.get_param("name", header="content-disposition") == "purpose":
                 purpose = payload.decode()
             elif part.get_filename():
-                name, content = part.get_filename(), payload
+                name, content = str(part.get_filename()), payload
         self.uploads += 1
         return self._store(name, content, purpose)
 
