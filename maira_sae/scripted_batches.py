@@ -68,11 +68,12 @@ class Batches:
         head = f"Content-Type: {content_type}\r\n\r\n".encode()
         content, purpose, name = b"", "", ""
         for part in BytesParser(policy=HTTP).parsebytes(head + body).iter_parts():  # pyright: ignore
-            payload = bytes(part.get_payload(decode=True))  # pyright: ignore
+            payload = part.get_payload(decode=True)
+            assert isinstance(payload, bytes)
             if part.get_param("name", header="content-disposition") == "purpose":
                 purpose = payload.decode()
-            elif part.get_filename():
-                name, content = str(part.get_filename()), payload
+            elif given := part.get_filename():
+                name, content = given, payload
         self.uploads += 1
         return self._store(name, content, purpose)
 
