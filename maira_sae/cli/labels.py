@@ -98,10 +98,11 @@ def label(
         modality or ("frontal" if explainer == "reports" else "report"),
     )
     records = load_studies(studies) if studies else []
-    limits = (
-        *(concurrency, requests_per_minute, tokens_per_minute),
-        *(price_in, price_out, max_cost, max_requests),
-    )
+    limits = {
+        **{"concurrency": concurrency, "requests_per_minute": requests_per_minute},
+        **{"tokens_per_minute": tokens_per_minute, "price_in": price_in, "price_out": price_out},
+        **{"max_cost": max_cost, "max_requests": max_requests},
+    }
     where = _limited(endpoint_of(endpoint, llm, allow_remote), limits, redact)
     who = labeller_of(where, _tokenizer(model, found), out)
     announce(who, found, config, records, lambda left: typer.echo(f"to do: {left}"))
@@ -150,10 +151,11 @@ def score(
     from autointerp.labelling import fuzzing_scores
 
     found, names = Features.open(features), read_labels(labels)
-    limits = (
-        *(concurrency, requests_per_minute, tokens_per_minute),
-        *(price_in, price_out, max_cost, max_requests),
-    )
+    limits = {
+        **{"concurrency": concurrency, "requests_per_minute": requests_per_minute},
+        **{"tokens_per_minute": tokens_per_minute, "price_in": price_in, "price_out": price_out},
+        **{"max_cost": max_cost, "max_requests": max_requests},
+    }
     where = _limited(endpoint_of(endpoint, llm, allow_remote), limits, redact)
     tokenizer = _tokenizer(model, found)
     who = labeller_of(where, tokenizer, labels)
@@ -185,15 +187,15 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _limited(where: EndpointConfig | None, limits: tuple[Any, ...], redact: bool) -> Any:
+def _limited(where: EndpointConfig | None, limits: dict[str, Any], redact: bool) -> Any:
     """The endpoint with its rates, prices and budgets."""
     from dataclasses import replace
 
     from autointerp import Limits
 
     if where is not None:
-        return replace(where, limits=Limits(*limits), redact=redact)
-    if Limits(*limits) != Limits():
+        return replace(where, limits=Limits(**limits), redact=redact)
+    if Limits(**limits) != Limits():
         raise MairaSaeError("rates, prices and budgets are for --endpoint; leave them out")
     return None
 
