@@ -195,7 +195,7 @@ def _limited(where: EndpointConfig | None, limits: dict[str, Any], redact: bool)
 
     if where is not None:
         return replace(where, limits=Limits(**limits), redact=redact)
-    if Limits(**limits) != Limits():
+    if any(value != getattr(Limits(), name) for name, value in limits.items()):
         raise MairaSaeError("rates, prices and budgets are for --endpoint; leave them out")
     return None
 

@@ -727,6 +727,7 @@ def test_from_the_hub(tmp_path, monkeypatch):
             shutil.copy(repo / pattern, target)
         return str(tmp_path / "cache")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(FormatError, match=r"someone/saes holds 2 dictionaries: ef2/ae\.pt, ef4"):
@@ -742,6 +743,7 @@ def test_a_hub_that_does_not_answer(monkeypatch):
     def list_repo_files(self, name, revision=None):
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline\nand so on")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
     with pytest.raises(FolderError, match=r"no/such is no folder here.*\(offline\)") as caught:
         MatryoshkaSAE.from_pretrained("no/such")
