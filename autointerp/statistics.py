@@ -75,9 +75,11 @@ def _best_together(
         return []
     has, against = [], []
     for texts in (inside, outside):
-        has.append(np.array([[w in text for w in words] for text in texts]).reshape(-1, len(words)))
+        shape = (len(texts), len(words))
+        own = np.array([[w in text for w in words] for text in texts], dtype=bool).reshape(shape)
         other = [[OPPOSITES.get(w) in text for w in words] for text in texts]
-        against.append(np.array(other).reshape(-1, len(words)) & ~has[-1])
+        has.append(own)
+        against.append(np.array(other, dtype=bool).reshape(shape) & ~own)
     scored: list[tuple[float, int, list[int], list[int]]] = []
     for size in range(1, min(MAX_WORDS, len(words)) + 1):
         for own in map(list, combinations(range(len(words)), size)):

@@ -16,6 +16,7 @@ def test_a_latent_is_named_by_the_words_its_sentences_share():
 def test_no_difference_is_no_label():
     assert distinctive_words(LEFT, LEFT) == []
     assert distinctive_words([], OTHER) == []
+    assert distinctive_words(["effusion"] * 9, []) == []
 
 
 def test_words_are_chosen_together():
