@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import gzip
 import html
 import json
@@ -26,6 +25,7 @@ from autointerp.views import (
     TextView,
 )
 from hooks.files import ConfigError, atomic_path
+from hooks.html import changed_words
 
 SCRIPTS = ("store", "films", "charts", "list", "latent", "overview", "app")
 CHUNK = 16
@@ -104,20 +104,6 @@ class Explorer:
             f'border-radius:8px" title="{html.escape(self.data.title, quote=True)}" '
             f'srcdoc="{html.escape(self.html(), quote=True)}"></iframe>'
         )
-
-
-def changed_words(before: str, after: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """The words of two texts, each with whether the other text lacks it at that place.
-
-    >>> changed_words("no effusion .", "left effusion .")[1]
-    [('left', True), ('effusion', False), ('.', False)]
-    """
-    one, two = before.split(), after.split()
-    new_one, new_two = [True] * len(one), [True] * len(two)
-    for i, j, n in difflib.SequenceMatcher(None, one, two, autojunk=False).get_matching_blocks():
-        new_one[i : i + n] = [False] * n
-        new_two[j : j + n] = [False] * n
-    return list(zip(one, new_one, strict=True)), list(zip(two, new_two, strict=True))
 
 
 def _render(data: ExplorerData, config: ExplorerConfig) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from autointerp.collect import collect
 from autointerp.dashboard import grid_of, read_steering
-from autointerp.explorer import Explorer, ExplorerConfig, changed_words
+from autointerp.explorer import Explorer, ExplorerConfig
 from autointerp.film_budget import LADDER, encode, ranking, store
 from autointerp.views import (
     ExplorerData,
@@ -32,6 +32,7 @@ from autointerp.views import (
 )
 from hooks.files import ConfigError
 from hooks.harvest import HarvestConfig, harvest
+from hooks.html import changed_words
 from maira_sae.cli import app
 from sae.model import MatryoshkaSAE, SAEConfig
 
