@@ -66,7 +66,7 @@ class RealDemoConfig:
     """Held-out reports on which cross-entropy is measured."""
     n_labels: int = 5
     n_examples: int = 3
-    """Held-out sentences a label is scored on."""
+    """Sentences of each kind and set that a latent is explained by and scored on."""
     strength: float = 2.0
     """Steering strength in units of the latent's 99th percentile."""
     opening: str = "Findings: The lungs are clear. There is"
