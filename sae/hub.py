@@ -7,6 +7,7 @@ there, the commit before takes it away: no reader finds a manifest beside other 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +35,9 @@ from sae.model import FORMAT_VERSION, KIND, MatryoshkaSAE
 from sae.model_card import model_card
 
 OWN = ("config.json", "sae.safetensors", "metrics.json")
-LABEL_FILES = ("labels.jsonl", "scores.jsonl")
+LABEL_FILES = ("labels.jsonl",)
 """What a label folder gives unless more is named; its ledger quotes reports."""
+SCORE_FILES = ("scores.jsonl",)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Publication:
     base_model: str = ""
     """Hub id of the model; it replaces a local path in the configuration."""
     labels: Path | None = None
+    scores: Path | None = None
+    """Folder of ``maira-sae score``."""
     evaluation: Path | None = None
     """Folder of ``maira-sae eval --out``."""
     explorer: Path | None = None
@@ -115,7 +119,6 @@ def stage(publication: Publication, repo: str, folder: Path) -> Staged:
     found = _check(publication, folder)
     evaluation = folder / "evaluation.json"
     training = publication.sae / "train.json"
-    labels = folder / "labels.jsonl"
     card = model_card(
         repo,
         sae.config,
@@ -126,7 +129,8 @@ def stage(publication: Publication, repo: str, folder: Path) -> Staged:
         formats=publication.formats,
         evaluation=read_json(evaluation) if evaluation.is_file() else None,
         training=read_json(training).get("train") if training.is_file() else None,
-        n_labels=len(labels.read_text().splitlines()) if labels.is_file() else None,
+        n_labels=_named(folder / LABEL_FILES[0]),
+        scored=(folder / SCORE_FILES[0]).is_file(),
         disclosed=list(found),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -234,11 +238,27 @@ def _hub_errors(repo: str) -> Iterator[None]:
         ) from error
 
 
+def _named(labels: Path) -> int | None:
+    """Latents that have a label; ``None`` without a file, or with one that is no record of labels
+    and was included by name."""
+    if not labels.is_file():
+        return None
+    try:
+        records = [json.loads(line) for line in labels.read_text().splitlines()]
+        return sum(record["label"] is not None for record in records)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
 def _copy_extras(publication: Publication, folder: Path) -> list[str]:
     """Copy what stands beside the dictionary; returns what lies there and is left out."""
     withheld = []
     named = {*publication.include_text, *publication.include_images}
-    sources = ((publication.labels, LABEL_FILES), (publication.evaluation, None))
+    sources = (
+        (publication.labels, LABEL_FILES),
+        (publication.scores, SCORE_FILES),
+        (publication.evaluation, None),
+    )
     for source, usual in sources:
         if source is None:
             continue

@@ -40,6 +40,7 @@ def model_card(
     evaluation: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     n_labels: int | None = None,
+    scored: bool = False,
     disclosed: Sequence[str] = (),
 ) -> str:
     """The card as Markdown.
@@ -52,6 +53,8 @@ def model_card(
         Other libraries whose format lies in a folder of the repository.
     evaluation
         Record of :func:`sae.evaluate`; without it the card says that nothing has an interval.
+    n_labels, scored
+        Latents with a label, and whether the labels' scores lie beside them.
     disclosed
         Files that hold patient text or images, sent because they were named.
     """
@@ -81,7 +84,7 @@ def model_card(
         f"it was trained "
         "on. On other tokens its latents have not been tested.\n",
         "## Metrics\n\n" + _metrics(metrics, evaluation),
-        _labels(n_labels),
+        _labels(n_labels, scored),
         "## Limitations and cautions\n\n" + CAUTIONS,
     ]
     if disclosed:
@@ -157,11 +160,15 @@ def _metrics(metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -
     return text
 
 
-def _labels(n_labels: int | None) -> str:
+def _labels(n_labels: int | None, scored: bool) -> str:
     if n_labels is None:
         return ""
+    tested = (
+        "read each beside its score and that of another latent's label, in `scores.jsonl`"
+        if scored
+        else "they were not tested, or the tests are not in this repository"
+    )
     return (
         f"## Labels\n\n`labels.jsonl` names {n_labels:,} latents. Labels are machine-written "
-        f"phrases; read "
-        "each beside its score and the score of a shuffled label.\n"
+        f"phrases; {tested}.\n"
     )

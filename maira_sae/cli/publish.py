@@ -25,6 +25,7 @@ def publish(
     license: Annotated[str, typer.Option(help="Licence, as the Hub writes it.")],
     base_model: Annotated[str, typer.Option(help="Hub id of the model it was trained on.")] = "",
     labels: Annotated[Path | None, typer.Option(help="Label folder.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Folder of `score`.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="Folder of `eval --out`.")] = None,
     explorer: Annotated[Path | None, typer.Option(help="Page of `dashboard`.")] = None,
     extra: Annotated[
@@ -61,6 +62,7 @@ def publish(
         license,
         base_model,
         labels,
+        scores,
         evaluation,
         explorer,
         ("sae_lens", *(extra or ())),

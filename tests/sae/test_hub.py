@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autointerp.labels import Label, write_labels
+from autointerp.scores import Score, write_scores
 from hooks.files import MANIFEST, DisclosureError, HubError, file_record, seal, write_json
 from sae import MatryoshkaSAE, SAEConfig
 from sae.hub import Publication, stage, verify_published
@@ -329,3 +331,17 @@ def test_the_card_states_what_no_file_says(sae_folder, tmp_path):
         Publication(sae_folder, " ", "mit")
     with pytest.raises(HubError, match="no format 'sae_lense'"):
         publication(sae_folder, formats=("sae_lense",))
+
+
+def test_labels_and_scores_as_they_are_written(sae_folder, tmp_path):
+    """What `label` and `score` write passes the check, and the card says what lies there."""
+    labels, scores = tmp_path / "labels", tmp_path / "scores"
+    write_json(labels / "config.json", {})
+    rest = ("text", "statistics", 0.9, "report", 2.5)
+    write_labels([Label(3, "pleural effusion", *rest), Label(4, None, *rest)], labels)
+    write_scores([Score(3, "detection", "report", 0.9, 0.05, 0.5, 0.9, 1.0, 40, 20)], scores)
+    untested = stage(publication(sae_folder, labels=labels), "me/x", tmp_path / "one").card
+    assert "names 1 latents" in untested and "were not tested" in untested
+    both = stage(publication(sae_folder, labels=labels, scores=scores), "me/x", tmp_path / "two")
+    assert {"labels.jsonl", "scores.jsonl"} <= set(both.files)
+    assert "in `scores.jsonl`" in both.card
