@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from autointerp.client import Client, Request
 from autointerp.explainers import plain_text, strong_from
@@ -26,38 +27,27 @@ TOP_LOGPROBS = 5
 """As many as every endpoint that tells any will tell."""
 
 
-class Asked(Protocol):
-    """A question with a yes or no for an answer, and the right one."""
-
-    @property
-    def patient(self) -> str: ...
-    @property
-    def truth(self) -> bool: ...
-    def request(self) -> Request:
-        """What is asked."""
-        ...
-
-    def expressed(self) -> bool:
-        """The answer of word statistics."""
-        ...
-
-
-class Question(NamedTuple):
+@dataclass(frozen=True)
+class Question:
     """A label held against one excerpt."""
+
+    SYSTEM: ClassVar[str] = DETECT
+    END: ClassVar[str] = "\nExpressed?"
 
     label: str
     text: str
     patient: str
     truth: bool
+    """The right answer."""
 
     def request(self) -> Request:
-        """What is asked."""
-        asked = f"Concept: {self.label}\nExcerpt: {self.text}\nExpressed?"
-        messages = [{"role": "system", "content": DETECT}, {"role": "user", "content": asked}]
+        """What is asked of a language model."""
+        asked = f"Concept: {self.label}\nExcerpt: {self.text}{self.END}"
+        messages = [{"role": "system", "content": self.SYSTEM}, {"role": "user", "content": asked}]
         return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
 
     def expressed(self) -> bool:
-        """Whether the excerpt has the label's words."""
+        """The answer of word statistics: whether the excerpt has the label's words."""
         return words_express(self.label, self.text)
 
 
@@ -85,7 +75,7 @@ def questions(
 
 
 def ask(
-    client: Client, asked: Mapping[Any, Sequence[Asked]], name: str = "detection"
+    client: Client, asked: Mapping[Any, Sequence[Question]], name: str = "detection"
 ) -> dict[Any, list[Verdict]]:
     """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``."""
     flat = [question for some in asked.values() for question in some]

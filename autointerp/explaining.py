@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from autointerp.client import Client, Request
-from autointerp.explainers import Explanation, report_request
+from autointerp.explainers import Explanation
 from autointerp.features import IMAGES, Features
-from hooks.studies import Study
 
 
 class Explained(NamedTuple):
@@ -42,14 +41,3 @@ def film_of(features: Features, latent: int) -> str | None:
     fired = {name: stats[name].n_fired for name in IMAGES if name in stats}
     best = max(fired, key=lambda name: fired[name], default=None)
     return best if best is not None and fired[best] else None
-
-
-def explain_by_reports(
-    client: Client, features: Features, latents: Sequence[int], studies: Mapping[str, Study]
-) -> Explained:
-    """Explain image latents by the reports of the films that they fire on, each on its own film."""
-    requests: dict[int, Request | None] = {}
-    for latent in latents:
-        film = film_of(features, latent)
-        requests[latent] = report_request(features, latent, studies, film) if film else None
-    return explain(client, requests, "explain by reports")

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from autointerp.client import Request
-from autointerp.detection import MAX_TOKENS, TOP_LOGPROBS
+from autointerp.detection import Question
 from autointerp.evidence import marked_text, token_texts
 from autointerp.explainers import strong_from
 from autointerp.features import SILENT, Example, Features
@@ -32,20 +31,11 @@ FUZZ = (
 )
 
 
-class Marked(NamedTuple):
-    """A label held against the marked words of one excerpt."""
+class Marked(Question):
+    """A label held against the marked words of one excerpt; true where the latent fires there."""
 
-    label: str
-    text: str
-    patient: str
-    truth: bool
-    """Whether the marks are where the latent fires."""
-
-    def request(self) -> Request:
-        """What is asked."""
-        asked = f"Concept: {self.label}\nExcerpt: {self.text}{FIT}"
-        messages = [{"role": "system", "content": FUZZ}, {"role": "user", "content": asked}]
-        return Request(messages, MAX_TOKENS, top_logprobs=TOP_LOGPROBS)
+    SYSTEM = FUZZ
+    END = FIT
 
     def expressed(self) -> bool:
         """Whether most of the marked words are the label's."""

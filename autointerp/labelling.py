@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from autointerp import fuzzing
 from autointerp.client import Client, EndpointConfig, Ledger, Request
-from autointerp.detection import Asked, ask, questions
+from autointerp.detection import Question, ask, questions
 from autointerp.explainers import (
     Explanation,
     plain_text,
@@ -23,6 +23,7 @@ from autointerp.explainers import (
     text_request,
     words_label,
 )
+from autointerp.explaining import explain
 from autointerp.features import IMAGES, MODALITIES, Features
 from autointerp.labels import FORMAT_VERSION, KIND, REMEDY, Label, read_labels, write_labels
 from autointerp.scores import Score, Verdict
@@ -89,7 +90,7 @@ class Labeller(Protocol):
         """An explanation of each latent; ``None`` where none was to be had."""
         ...
 
-    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
         """A verdict on every question."""
         ...
 
@@ -118,15 +119,10 @@ class Llm:
     def explain(
         self, features: Features, config: LabelConfig, studies: Mapping[str, Study]
     ) -> dict[int, Explanation | None]:
-        asked = self.requests(features, config, studies)
-        replies = self.client.ask_all(list(asked.values()), "explain")
-        found: dict[int, Explanation | None] = dict.fromkeys(config.latents)
-        for latent, reply in zip(asked, replies, strict=True):
-            if isinstance(reply.value, Explanation):
-                found[latent] = reply.value
-        return found
+        found = explain(self.client, self.requests(features, config, studies)).found
+        return {latent: found.get(latent) for latent in config.latents}
 
-    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
         return ask(self.client, asked)
 
 
@@ -157,7 +153,7 @@ class Words:
             found[latent] = Explanation(label=label, confidence=sure, evidence=label or "")
         return found
 
-    def detect(self, asked: Mapping[Key, Sequence[Asked]]) -> dict[Key, list[Verdict]]:
+    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
         return {
             key: [Verdict(q.patient, q.truth, q.expressed()) for q in some]
             for key, some in asked.items()
@@ -221,7 +217,7 @@ def detection_scores(
     Latents without a label have no score.
     """
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Asked]:
+    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
         return questions(features, latent, label, tokenizer, modality, side, strong)
 
     return _scores("detection", labels, labeller, about)
@@ -237,7 +233,7 @@ def fuzzing_scores(
 ) -> list[Score]:
     """Fuzzing (:mod:`autointerp.fuzzing`) of every label of text, as :func:`detection_scores`."""
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Asked]:
+    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
         return fuzzing.questions(features, latent, label, tokenizer, modality, side, strong)
 
     return _scores("fuzzing", labels, labeller, about)
@@ -247,7 +243,7 @@ def _scores(
     scorer: str,
     labels: Sequence[Label],
     labeller: Labeller,
-    about: Callable[[int, str, str], Sequence[Asked]],
+    about: Callable[[int, str, str], Sequence[Question]],
 ) -> list[Score]:
     by_modality: dict[str, dict[int, str | None]] = {}
     for one in labels:
@@ -256,7 +252,7 @@ def _scores(
     scores = []
     for modality, named in by_modality.items():
 
-        def own(latent: int, label: str, modality: str = modality) -> Sequence[Asked]:
+        def own(latent: int, label: str, modality: str = modality) -> Sequence[Question]:
             return about(latent, label, modality)
 
         scores += score_labels(labeller.detect, scorer, named, own, modality)

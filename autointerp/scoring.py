@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autointerp.detection import Asked
+from autointerp.detection import Question
 from autointerp.scores import Score, Verdict, judge, other_labels
 
-QuestionsOf = Callable[[int, str], Sequence[Asked]]
+QuestionsOf = Callable[[int, str], Sequence[Question]]
 """Questions about a latent by a label, such as :func:`autointerp.fuzzing.questions`."""
 
 
-Answers = Callable[[Mapping[Any, Sequence[Asked]]], Mapping[Any, Sequence[Verdict]]]
+Answers = Callable[[Mapping[Any, Sequence[Question]]], Mapping[Any, Sequence[Verdict]]]
 """Who answers: verdicts by key, such as :meth:`autointerp.labelling.Labeller.detect`."""
 
 

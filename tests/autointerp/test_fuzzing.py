@@ -3,6 +3,7 @@
 import math
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_an_endpoint_that_refuses_them_is_asked_without_and_not_again(tmp_path):
 
 def test_after_a_refusal_what_waits_is_not_sent_to_be_refused(tmp_path):
     with serving(Script(logprobs="refused", latency=0.02), reply) as server:
-        many = [one._replace(label=f"label {i}") for i in range(5) for one in
+        many = [replace(one, label=f"label {i}") for i in range(5) for one in
                 questions(Known(), 0, "", Words())]  # fmt: skip
         client_of(server, tmp_path).ask_all([one.request() for one in many])
         refused = sum("logprobs" in body for body in server.bodies)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from autointerp.client import Client, EndpointConfig, Ledger, Limits
-from autointerp.explaining import explain_by_reports
 from autointerp.features import Example, Stats
+from autointerp.labelling import LabelConfig, Llm
 from autointerp.vision import VisionConfig, explain_by_films, vision_request
 from hooks.files import ConfigError, EndpointError
 from hooks.studies import Study
@@ -170,8 +170,10 @@ def test_images_count_in_the_estimate(tmp_path, studies):
 
 
 def test_image_latents_are_explained_by_reports(tmp_path, studies):
+    config = LabelConfig((0,), "reports", "frontal")
     with serving(Script(), words_reply) as server:
-        client = client_of(server, tmp_path)
-        told = explain_by_reports(client, Known(), [0, 1], studies)
+        labeller = Llm(client_of(server, tmp_path), None)
+        told = labeller.explain(Known(), config, studies)
+        assert labeller.explain(Known(dense=True), config, studies) == {0: None}
         assert server.asked.total() == 1
-    assert told.found[0].label == "left nodule seen" and told.unasked == (1,)
+    assert told[0].label == "left nodule seen"
