@@ -147,13 +147,6 @@ class Index:
         own = {names[at[study]][1]}
         return _top(names, similarity(values, values[at[study]]), k, own)
 
-    def like_summary(
-        self, summary: Float[torch.Tensor, " F"], k: int = 10, kind: str = "frontal"
-    ) -> list[Hit]:
-        """Studies most like a film outside the index, given by its largest activations."""
-        names, values = self.take(kind)
-        return _top(names, similarity(values, summary), k, set())
-
 
 def similarity(
     values: Float[torch.Tensor, "R F"],
