@@ -299,8 +299,11 @@ def test_host_copies_on_a_cpu_and_in_turns():
             assert torch.equal(found[name], tensor.cpu())
 
 
-def test_memory_holds_three_parts_at_most(model, processor, studies, tmp_path, monkeypatch):
-    """However slow the disk is: rows that were made and not written never exceed three parts."""
+@pytest.mark.parametrize("streams", [1, 2])
+def test_memory_holds_two_parts_beside_those_being_made(
+    model, processor, studies, tmp_path, monkeypatch, streams
+):
+    """However slow the disk is, rows that were made and not written are no more than that."""
     from hooks.store import ActivationWriter
 
     made, written, most = [0], [0], [0]
@@ -319,8 +322,10 @@ def test_memory_holds_three_parts_at_most(model, processor, studies, tmp_path, m
 
     monkeypatch.setattr(rows_module, "part_rows", rows)
     monkeypatch.setattr(ActivationWriter, "write", write)
-    harvest(model, processor, studies, replace(CONFIG, studies_per_part=2), tmp_path / "acts")
-    assert made[0] == 12 and most[0] <= 3
+    job = Harvest(model, processor, studies, replace(CONFIG, studies_per_part=2), tmp_path / "acts")
+    job.streams = streams
+    job.run()
+    assert made[0] == 12 and most[0] <= streams + 2
 
 
 def test_estimate(model, processor, studies, tmp_path, monkeypatch):
