@@ -38,7 +38,7 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
         grey = image if image.mode == "L" else image.convert("L")
         found: Any = grey.getextrema()  # a pair, for one plane
         if found[1] > found[0]:
-            return grey.point(_stretch(*found))
+            return Image.frombytes("L", grey.size, grey.tobytes().translate(_stretch(*found)))
         image = grey
     pixels = np.asarray(image, dtype=np.float64)
     if pixels.ndim != 2:
@@ -51,10 +51,10 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 @lru_cache(maxsize=1024)
-def _stretch(low: int, high: int) -> list[int]:
+def _stretch(low: int, high: int) -> bytes:
     """What each of 256 levels becomes where ``low`` shall be 0 and ``high`` 255."""
     levels = (np.arange(256.0).clip(low, high) - low) / (high - low) * 255
-    return levels.astype(np.uint8).tolist()
+    return levels.astype(np.uint8).tobytes()
 
 
 def read_image(path: Path) -> Image.Image:
@@ -123,7 +123,7 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 
 def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.ndarray:
-    """Film ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
+    """Grey film as ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
     resized = (
@@ -132,8 +132,8 @@ def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.nd
         else image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    crop = np.asarray(resized)[top : top + size, left : left + size]
-    return _levels(mean, std)[crop]
+    grey = np.frombuffer(resized.tobytes(), dtype=np.uint8).reshape(resized.height, resized.width)
+    return _levels(mean, std)[grey[top : top + size, left : left + size]]
 
 
 @lru_cache(maxsize=16)

@@ -110,7 +110,8 @@ def assign_roles(
     view, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(2))
     begins, ends = np.array(offsets, dtype=np.int64).reshape(n, 2).T
     last = np.maximum(ends - 1, begins)
-    owner = np.searchsorted([span.start for span in spans], last, side="right") - 1
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    owner = np.searchsorted(starts, last, side="right") - 1
     owner[(begins == 0) & (ends == 0)] = NONE  # added special tokens
     for index, span in enumerate(spans):
         own = (owner == index) & (last < span.end)
@@ -118,8 +119,8 @@ def assign_roles(
         if span.role is Role.IMAGE:
             view[own] = int(span.view or 0)
         elif span.role is Role.REPORT:
-            starts = _sentence_starts(text, spans)
-            sentence[own] = np.searchsorted(starts, last[own], side="right") - 1
+            sentences = np.array(_sentence_starts(text, spans), dtype=np.int64)
+            sentence[own] = np.searchsorted(sentences, last[own], side="right") - 1
             for i in np.flatnonzero(own) if "<" in text[span.start : span.end] else ():
                 if TOKEN_PATTERN.fullmatch(text[begins[i] : ends[i]].strip()):
                     role[i] = Role.GROUNDING
