@@ -123,9 +123,7 @@ def test_threads_capture_of_one_model_at_the_same_time(model):
     found = {}
     with capture(sites):  # of a thread that runs nothing
         for _ in range(3):
-            for _ in in_threads(
-                range(6), lambda i: found.__setitem__(i, captured(prompts[i])), 3
-            ):
+            for _ in in_threads(range(6), lambda i: found.__setitem__(i, captured(prompts[i])), 3):
                 pass
             for i, values in enumerate(want):
                 assert all(torch.equal(found[i][name], value) for name, value in values.items())
