@@ -123,7 +123,7 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 
 def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.ndarray:
-    """Grey film ``[size, size]``: short edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
+    """Grey film as ``[size, size]``: short edge to ``size``, centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
     resized = (
