@@ -1,13 +1,17 @@
 """Threads that share parts, and batches of like length."""
 
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import hooks.rows as rows_module
 from hooks.batches import PASS_TOKENS, length_batches
+from hooks.generation import Decoding, generation_job
+from hooks.harvest import Harvest, HarvestConfig
 from hooks.processor import CHAT_TEMPLATE, render_own, reporting_pieces
 from hooks.roles import Piece, Role
 from hooks.sites import capture, resolve_sites
@@ -160,3 +164,40 @@ def test_the_own_template_is_rendered_as_the_engine_does(tokenizer, report):
         tokenize=False,
     )
     assert render_own(turns, tokenizer.eos_token) == want
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_memory_does_not_grow_with_the_studies(
+    model, processor, studies, tmp_path, monkeypatch, leaks
+):
+    """Rows alive at a time are those of four parts; a harvest that keeps them is noticed."""
+    real_rows, refs, kept, most = rows_module.part_rows, [], [], [0]
+
+    def rows(*args):
+        found = real_rows(*args)
+        refs.extend(weakref.ref(x) for one in found for x in one.activations.values())
+        most[0] = max(most[0], sum(ref() is not None for ref in refs))
+        if leaks:
+            kept.extend(found)
+        return found
+
+    monkeypatch.setattr(rows_module, "part_rows", rows)
+    many = [s.model_copy(update={"id": f"{s.id}-{k}"}) for k in range(10) for s in studies]
+    config = HarvestConfig(("llm.1.resid_post",), studies_per_part=4)
+    job = Harvest(model, processor, many, config, tmp_path / "acts")
+    job.streams = 2
+    job.run()
+    assert len(refs) == len(many) == 240
+    assert most[0] == 240 if leaks else 0 < most[0] <= (2 + 2) * 4
+    assert leaks or not any(ref() is not None for ref in refs)
+
+
+def test_streams_write_reports_as_one_does(model, processor, studies, tmp_path):
+    config = HarvestConfig(("llm.1.resid_post",), studies_per_part=2)
+    folders = []
+    for streams in (1, 3):
+        out = tmp_path / str(streams)
+        job = generation_job(model, processor, studies[:8], config, out, Decoding(4))
+        job.streams = streams
+        folders.append({p.name: p.read_bytes() for p in job.run().folder.iterdir()})
+    assert folders[0] == folders[1]
