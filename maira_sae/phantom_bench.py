@@ -21,6 +21,7 @@ from phantom.corpus import grey, normalised
 from phantom.model import load
 from phantom.score import write_reports
 from sae import MatryoshkaSAE
+from sae.latent_scores import aurocs, best_factors
 from steering import Positions, steered
 from steering.edits import Change
 
@@ -167,6 +168,21 @@ class Bench:
     def latents(self) -> Tensor:
         """``[n, P, F]``"""
         return self.sae.encode(self.rows[self.sae.config.site])
+
+    @cached_property
+    def rates(self) -> Tensor:
+        """Share of training patches on which each latent fires: ``[F]``."""
+        return (self.latents > 0).float().mean((0, 1))
+
+    @cached_property
+    def of_films(self) -> Tensor:
+        """How well each latent's largest activation on a film tells each finding: ``[F, 14]``."""
+        return aurocs(self.latents.amax(1), self.present)
+
+    @cached_property
+    def knows(self) -> Tensor:
+        """Place of the finding that a latent tells best on films, -1 for none: ``[F]``."""
+        return best_factors(self.latents.amax(1), self.present).factor
 
     def often(self, label: str) -> Tensor:
         """How often each patch shows a finding, of the training films that have it: ``[P]``."""

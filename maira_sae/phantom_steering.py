@@ -12,21 +12,19 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hooks.files import ConfigError
+from hooks.files import ConfigError, nearest
 from hooks.progress import track
 from maira_sae.phantom_bench import Bench, SteeringBench
 from maira_sae.phantom_sweep import Few, sweep, written_on
 from maira_sae.phantom_trial import Trial
 from phantom import LABELS, PhantomStudy
 from sae import MatryoshkaSAE
-from sae.latent_scores import aurocs, best_factors
 from steering import Edit, Push, matched_latent
 from steering.edits import Change
 
@@ -50,6 +48,8 @@ class Finding:
     def __init__(self, bench: Bench, label: str) -> None:
         self.bench, self.label, self.place = bench, label, LABELS.index(label)
         self.lengths = bench.sae.W_dec.norm(dim=1)
+        self.own = bench.knows == self.place
+        """Latents that know this finding best of all, by their largest activation on a film."""
         z, has = bench.latents, bench.present[:, self.place]
         shown = bench.shown[has, self.place]
         most = max(bench.config.sizes)
@@ -110,20 +110,9 @@ class Finding:
         where = self.bench.places(self.label)[choice.place]
         return self.bench.attempt(studies, self.label, self.edits(choice), where, on)
 
-    @cached_property
-    def of_films(self) -> Tensor:
-        """How well each latent's largest activation on a film tells each finding: ``[F, 14]``."""
-        return aurocs(self.bench.latents.amax(1), self.bench.present)
-
-    @cached_property
-    def own(self) -> Tensor:
-        """Which latents know this finding best of all, by their largest activation on a film."""
-        knows = best_factors(self.bench.latents.amax(1), self.bench.present)
-        return knows.factor == self.place
-
     def drawn(self, choice: Choice, seed: int, without: Tensor) -> tuple[int, ...]:
         """For each latent of ``choice`` a random other one of like rate."""
-        rates = (self.bench.latents > 0).float().mean((0, 1))
+        rates = self.bench.rates
         out: list[int] = []
         for f in choice.latents:
             rest = rates.clone()
@@ -162,25 +151,19 @@ def controls(
             for seed in range(len(many[on]))
         ]
 
-        def trial(
-            places: Sequence[int],
-            which: int,
-            choice: Choice = choice,
-            draws: Sequence[tuple[tuple[int, ...], ...]] = draws,
-            where: Any = where,
-            on: bool = on,
-        ) -> Trial:
-            edits = [finding.moved(choice, draws[i][which]) for i in places]
-            return bench.attempt([many[on][i] for i in places], finding.label, edits, where, on)
-
         everyone = range(len(many[on]))
-        kept = trial(everyone, 0)
         other = [i for i in everyone if draws[i][0] != draws[i][1]]
-        again = trial(other, 1)
-        whole = Trial(*(list(values) for values in kept))
-        for place, i in enumerate(other):
-            for mine, new in zip(whole, again, strict=True):
-                mine[i] = new[place]
+        kept, again = (
+            bench.attempt(
+                [many[on][i] for i in places],
+                finding.label,
+                [finding.moved(choice, draws[i][which]) for i in places],
+                where,
+                on,
+            )
+            for which, places in enumerate((everyone, other))
+        )
+        whole = kept.replaced(other, again)
         for (_, latents), hit in zip(draws, whole.hits, strict=True):
             for g in latents:
                 count = counts.setdefault((on, g), [0, 0])
@@ -204,9 +187,9 @@ def controls(
             "turned_on": turned_on,
             "flips": hits,
             "draws": drawn,
-            "knows": LABELS[int(finding.of_films[g].argmax())],
-            "auroc": float(finding.of_films[g].max()),
-            "auroc_here": float(finding.of_films[g, finding.place]),
+            "knows": LABELS[int(bench.of_films[g].argmax())],
+            "auroc": float(bench.of_films[g].max()),
+            "auroc_here": float(bench.of_films[g, finding.place]),
         }
         for (turned_on, g), (hits, drawn) in counts.items()
         if hits
@@ -277,14 +260,25 @@ def _measure(label: str) -> dict[str, Any]:
     return measure_finding(_bench, label)
 
 
-def run(sae: Path, config: SteeringBench) -> dict[str, Any]:
-    """Measure every finding with a dictionary of patches; one record a finding, see `RESULTS.md`.
+def run(sae: Path, config: SteeringBench, findings: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure findings with a dictionary of patches; one record a finding, see `RESULTS.md`.
+
+    Parameters
+    ----------
+    findings
+        Only these; empty for all.
 
     Raises
     ------
     ConfigError
-        If the dictionary is not of a vision site.
+        If the dictionary is not of a vision site, or a finding is unknown.
     """
+    for name in findings:
+        if name not in LABELS:
+            raise ConfigError(
+                f"unknown finding {name!r}{nearest(name, LABELS)}; choose from {list(LABELS)}"
+            )
+    labels = findings or LABELS
     site = MatryoshkaSAE.from_pretrained(sae).config.site
     if not site.startswith("vision."):
         raise ConfigError(f"{sae} is a dictionary of {site!r}; give one of a vision site")
@@ -292,8 +286,8 @@ def run(sae: Path, config: SteeringBench) -> dict[str, Any]:
     with ProcessPoolExecutor(
         config.workers, context, initializer=_begin, initargs=(config, sae)
     ) as pool:
-        found = list(track(pool.map(_measure, LABELS), "findings", total=len(LABELS)))
-    return {"site": site, "findings": dict(zip(LABELS, found, strict=True))}
+        found = list(track(pool.map(_measure, labels), "findings", total=len(labels)))
+    return {"site": site, "findings": dict(zip(labels, found, strict=True))}
 
 
 def _p99(values: Tensor) -> float:

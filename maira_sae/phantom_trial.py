@@ -59,6 +59,16 @@ class Trial(NamedTuple):
         assert isinstance(other, Trial)
         return Trial(self.hits + other.hits, self.changed + other.changed, self.total + other.total)
 
+    def replaced(self, places: Sequence[int], by: Trial) -> Trial:
+        """Other results of the studies at ``places``.
+
+        >>> Trial([True, False], [0, 1], [2, 2]).replaced([1], Trial([True], [2], [3]))
+        Trial(hits=[True, True], changed=[0, 2], total=[2, 3])
+        """
+        new = dict(zip(places, zip(*by, strict=True), strict=True))
+        rows = [new.get(i, row) for i, row in enumerate(zip(*self, strict=True))]
+        return Trial(*map(list, zip(*rows, strict=True))) if rows else Trial([], [], [])
+
     def rate_interval(self) -> dict[str, Any]:
         """``rate`` with 95 % over studies."""
         return mean_interval(torch.tensor([float(hit) for hit in self.hits])).record()

@@ -33,7 +33,7 @@ class RoomyLayer(DynamicLayer):
             rows, heads, _, width = key_states.shape
             shape = (2, rows, heads, stop + ROOM, width)
             keys, values = key_states.new_empty(shape)
-            if held:
+            if self.keys is not None and self.values is not None and held:
                 keys[:, :, :held], values[:, :, :held] = self.keys, self.values
             self._rooms = keys, values
         assert self._rooms is not None
