@@ -21,7 +21,7 @@ def prompted():
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels,
-        "max_new_tokens": 12,
+        "max_new_tokens": 5,
         "eos_token_id": None,
         "pad_token_id": 0,
         "output_logits": True,
