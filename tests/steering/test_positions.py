@@ -278,10 +278,10 @@ def test_the_second_sentence_of_a_model_that_ends_its_sentences():
     push = [Push(torch.ones(width), 1.0, 40.0)]
     where = Positions(sentences=(1,), generated=True)
     known = {"tokens": tokens, "tokenizer": words.tokenizer}
-    plain_ids, plain = written(mini, inputs, max_new_tokens=30)
+    plain_ids, plain = written(mini, inputs, max_new_tokens=16)
     with steered(mini, sae, push, where, **known):
-        ids_on, on = written(mini, inputs, max_new_tokens=30)
-        ids_off, off = written(mini, inputs, max_new_tokens=30, use_cache=False)
+        ids_on, on = written(mini, inputs, max_new_tokens=16)
+        ids_off, off = written(mini, inputs, max_new_tokens=16, use_cache=False)
     stop = words.tokenizer.convert_tokens_to_ids(".")
     first = int((plain_ids[0, len(tokens) :] == stop).nonzero()[0])
     # The full stop belongs to the first sentence; the token after it is the first that is edited,
