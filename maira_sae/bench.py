@@ -253,6 +253,7 @@ def steer(
     from maira_sae.phantom_bench import SteeringBench
     from maira_sae.phantom_demo import PhantomDemo, PhantomDemoConfig
 
+    chosen = phantom_steering.named(findings.split(","))
     config = SteerBench(batch, new_tokens, rounds, threads=threads)
     result = run(config.quick() if quick else config)
     typer.echo(table(result))
@@ -261,7 +262,6 @@ def steer(
         steering, clinic = SteeringBench(), bench_clinic.ClinicBench()
         if quick:
             drawn, steering, clinic = drawn.quick(), steering.quick(), clinic.quick()
-        chosen = tuple(name.strip() for name in findings.split(",") if name.strip())
         with TemporaryDirectory() as temporary:
             if demo is None:
                 demo = Path(temporary) / "demo"

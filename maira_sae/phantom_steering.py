@@ -260,6 +260,23 @@ def _measure(label: str) -> dict[str, Any]:
     return measure_finding(_bench, label)
 
 
+def named(names: Sequence[str]) -> tuple[str, ...]:
+    """Findings by name, blanks left out.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown.
+    """
+    found = tuple(name.strip() for name in names if name.strip())
+    for name in found:
+        if name not in LABELS:
+            raise ConfigError(
+                f"unknown finding {name!r}{nearest(name, LABELS)}; choose from {list(LABELS)}"
+            )
+    return found
+
+
 def run(sae: Path, config: SteeringBench, findings: Sequence[str] = ()) -> dict[str, Any]:
     """Measure findings with a dictionary of patches; one record a finding, see `RESULTS.md`.
 
@@ -271,13 +288,8 @@ def run(sae: Path, config: SteeringBench, findings: Sequence[str] = ()) -> dict[
     Raises
     ------
     ConfigError
-        If the dictionary is not of a vision site, or a finding is unknown.
+        If the dictionary is not of a vision site.
     """
-    for name in findings:
-        if name not in LABELS:
-            raise ConfigError(
-                f"unknown finding {name!r}{nearest(name, LABELS)}; choose from {list(LABELS)}"
-            )
     labels = findings or LABELS
     site = MatryoshkaSAE.from_pretrained(sae).config.site
     if not site.startswith("vision."):

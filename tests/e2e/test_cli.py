@@ -444,19 +444,3 @@ def test_harvest_of_another_layout_says_what_it_skips(checkpoint, studies_folder
     assert result.returncode == 0, result.stderr
     assert "skipped 1 studies, the first b (no image file: " in result.stderr
     assert set(ActivationFolder(tmp_path / "acts").column("study")) == {"a", "c"}
-
-
-def test_bench_steer():
-    some = ("--findings", "cardiomegaly,nodule_right_upper")
-    result = last_json(run("bench", "steer", "--quick", *some, "--json"))
-    wanted = {"overhead_one", "overhead_twenty", "history_auroc", "review_top1", "search_p10"}
-    assert {*wanted, "tokens_per_s"} <= set(result)
-    assert all(isinstance(result[key], float) for key in wanted)
-    assert list(result["findings"]) == ["cardiomegaly", "nodule_right_upper"]
-    keys = ("asserted", "removed", "side_effects", "random_flips", "mean_difference_asserted")
-    for found in result["findings"].values():
-        assert 0 < found["n"] <= 3
-        assert all(0 <= found[key] <= 1 for key in keys)
-        assert set(found["intervals"]) >= set(keys)
-        assert set(found["written_on"]) == {"vision.3.resid_post"}
-    refused(run("bench", "steer", "--costs", "--rounds", "0"), "rounds is 0")
