@@ -22,6 +22,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -225,16 +226,20 @@ class ActivationWriter:
         }
         write_json(self._commit(index), commit)
 
-    def seal(self, n_parts: int, **record: Any) -> None:
-        """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed."""
+    def seal(self, n_parts: int, left_out: Sequence[Skipped] = (), **record: Any) -> None:
+        """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed.
+
+        ``left_out`` are studies that belong to no part; ``skipped.jsonl`` names them first.
+        """
         commits = [read_json(self._commit(i)) for i in range(n_parts)]
         files = {name: sums for commit in commits for name, sums in commit["files"].items()}
         files["config.json"] = file_record(self.folder / "config.json")
         skipped = [one for commit in commits for one in commit.get("skipped", [])]
-        if skipped:
-            with atomic_path(self.folder / SKIPPED) as temporary:
-                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in skipped)
-                temporary.write_text("".join(lines))
+        n_skipped = len(left_out) + len(skipped)
+        if n_skipped:
+            records = chain((one._asdict() for one in left_out), skipped)
+            with atomic_path(self.folder / SKIPPED) as temporary, temporary.open("w") as file:
+                file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
             files[SKIPPED] = file_record(self.folder / SKIPPED)
         seal(
             self.folder,
@@ -243,7 +248,7 @@ class ActivationWriter:
             files,
             n_tokens=sum(commit["rows"] for commit in commits),
             n_studies=sum(commit["studies"] for commit in commits),
-            n_skipped=len(skipped),
+            n_skipped=n_skipped,
             part_rows=[commit["rows"] for commit in commits],
             widths=commits[0]["widths"],
             **record,
