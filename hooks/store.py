@@ -164,9 +164,12 @@ class ActivationWriter:
                 write_json(path, dict(config))
         if (found := read_json(path)) != dict(config):
             differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
+            what = f"{differs} is {_brief(found.get(differs))}, asked was "
+            what += _brief(config.get(differs))
+            if differs == "studies_sha256":
+                what = "it was begun with other studies, or their data set has changed since"
             raise FolderError(
-                f"{folder} holds another harvest: {differs} is {_brief(found.get(differs))}, asked "
-                f"was {_brief(config.get(differs))}; give a new folder, or delete this one"
+                f"{folder} holds another harvest: {what}; give a new folder, or delete this one"
             )
 
     def _commit(self, index: int) -> Path:

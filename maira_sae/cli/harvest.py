@@ -158,7 +158,10 @@ def harvest(
         "n_skipped": folder.manifest.get("n_skipped", 0),
         "sites": folder.sites,
     }
-    finish(result, as_json, repr(folder))
+    text = repr(folder)
+    if n := result["n_skipped"]:
+        text += f"; {n:,} left out, {out}/skipped.jsonl says why"
+    finish(result, as_json, text)
 
 
 def _tower_job(
