@@ -241,7 +241,7 @@ def left_out_of(studies: Sequence[Study], strict: bool) -> Sequence[Skipped]:
     skipped = studies.skipped if isinstance(studies, StudyList) else ()
     if strict and skipped:
         raise StudyError(
-            f"{len(skipped)} studies were skipped, the first {skipped[0].study_id} for "
+            f"{len(skipped)} left out by the reader, the first {skipped[0].study_id} for "
             f"{skipped[0].reason}; mend them, or go on without them (strict=False)"
         )
     return skipped
