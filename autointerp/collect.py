@@ -35,6 +35,7 @@ from hooks.files import (
     seal,
     write_json,
 )
+from hooks.policies import check_roles
 from hooks.progress import track
 from hooks.store import ActivationFolder, StudyRows
 from hooks.studies import Study, split_of
@@ -148,6 +149,7 @@ def collect(
         rows: FolderSource | LiveSource = FolderSource(source, sae.config.site, read_rows)
         n_blocks = -(-source.n_tokens // BLOCK_ROWS)
     else:
+        check_roles(sae.config.policy, source.policy, "what is collected from")
         rows, n_blocks = LiveSource(source, sae.config.site), None
         record |= {"model": dict(sae.config.model)}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,7 @@ class ActivationWriter:
             what = f"{differs} is {_brief(found.get(differs))}, asked was "
             what += _brief(config.get(differs))
             if differs == "studies_sha256":
-                what = "it was begun with other studies, or their data set has changed or moved since"
+                what = "it was begun with other studies, or they have changed or moved since"
             raise FolderError(
                 f"{folder} holds another harvest: {what}; give a new folder, or delete this one"
             )

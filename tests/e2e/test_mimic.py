@@ -90,11 +90,14 @@ def _read(terminal):
 def test_one_command_from_the_data_set_to_activations(harvested):
     estimate, done = harvested.said.strip().splitlines()
     found = re.fullmatch(
-        r"to do: 6 studies, about ([\d,]+) kept tokens: (.+ kB) on disk \(.+ free\), \d+ s", estimate
+        r"to do: 6 studies, about ([\d,]+) kept tokens: (.+ kB) on disk \(.+ free\), \d+ s",
+        estimate,
     )
     assert found, estimate
     folder = ActivationFolder(harvested.folder)
-    assert abs(int(found[1].replace(",", "")) / folder.n_tokens - 6 / 5) < 0.2  # the film of one is not opened yet
+    assert (
+        abs(int(found[1].replace(",", "")) / folder.n_tokens - 6 / 5) < 0.2
+    )  # the film of one is not opened yet
     assert done == f"{folder!r}; 6 left out, {harvested.folder}/skipped.jsonl says why"
     assert re.search(r"harvest .*100%", harvested.shown), harvested.shown
     assert "skipped 5 studies, the first" in harvested.shown
@@ -134,7 +137,7 @@ def test_a_data_set_that_changed_is_another_harvest(harvested, checkpoint, mimic
     for path in mimic.iterdir():
         (other / path.name).symlink_to(path)
     asked = command(checkpoint, other, harvested.folder)
-    refused(run(*asked), "begun with other studies, or their data set has changed", "new folder")
+    refused(run(*asked), "begun with other studies, or they have changed or moved", "new folder")
 
 
 def test_a_disk_that_is_too_small(checkpoint, mimic, tmp_path):
