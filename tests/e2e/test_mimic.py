@@ -137,7 +137,13 @@ def test_a_data_set_that_changed_is_another_harvest(harvested, checkpoint, mimic
     for path in mimic.iterdir():
         (other / path.name).symlink_to(path)
     asked = command(checkpoint, other, harvested.folder)
-    refused(run(*asked), "begun with other studies, or they have changed or moved", "new folder")
+    found = run(*asked)
+    assert found.returncode == 2
+    refused(
+        found._replace(stderr=found.stderr.splitlines()[-1]),
+        "begun with other studies, or they have changed or moved",
+        "new folder",
+    )
 
 
 def test_a_disk_that_is_too_small(checkpoint, mimic, tmp_path):
