@@ -110,6 +110,7 @@ def write_delphi_cache(
             "delphi's cache holds the tokens of every report; pass include_text=True if they may "
             "be where it is going"
         )
+    folder.check_trained(sae.config.policy)
     site = folder.check_site(sae.config.site)
     ids = folder.column("token_id")
     if ids.min() < 0:

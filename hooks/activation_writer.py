@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ class ActivationWriter:
                 write_json(path, dict(config))
         if (found := read_json(path)) != dict(config):
             differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
+            what = f"{differs} is {_brief(found.get(differs))}, asked was "
+            what += _brief(config.get(differs))
+            if differs == "studies_sha256":
+                what = "it was begun with other studies, or they have changed or moved since"
             raise FolderError(
-                f"{folder} holds another harvest: {differs} is {_brief(found.get(differs))}, asked "
-                f"was {_brief(config.get(differs))}; give a new folder, or delete this one"
+                f"{folder} holds another harvest: {what}; give a new folder, or delete this one"
             )
 
     def _commit(self, index: int) -> Path:
@@ -119,16 +123,20 @@ class ActivationWriter:
         }
         write_json(self._commit(index), commit)
 
-    def seal(self, n_parts: int, **record: Any) -> None:
-        """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed."""
+    def seal(self, n_parts: int, left_out: Sequence[Skipped] = (), **record: Any) -> None:
+        """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed.
+
+        ``left_out`` are studies that belong to no part; ``skipped.jsonl`` names them first.
+        """
         commits = [read_json(self._commit(i)) for i in range(n_parts)]
         files = {name: sums for commit in commits for name, sums in commit["files"].items()}
         files["config.json"] = file_record(self.folder / "config.json")
         skipped = [one for commit in commits for one in commit.get("skipped", [])]
-        if skipped:
-            with atomic_path(self.folder / SKIPPED) as temporary:
-                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in skipped)
-                temporary.write_text("".join(lines))
+        n_skipped = len(left_out) + len(skipped)
+        if n_skipped:
+            records = chain((one._asdict() for one in left_out), skipped)
+            with atomic_path(self.folder / SKIPPED) as temporary, temporary.open("w") as file:
+                file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
             files[SKIPPED] = file_record(self.folder / SKIPPED)
         seal(
             self.folder,
@@ -137,7 +145,7 @@ class ActivationWriter:
             files,
             n_tokens=sum(commit["rows"] for commit in commits),
             n_studies=sum(commit["studies"] for commit in commits),
-            n_skipped=len(skipped),
+            n_skipped=n_skipped,
             part_rows=[commit["rows"] for commit in commits],
             widths=commits[0]["widths"],
             **record,

@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hooks.files import ConfigError, StudyError
-from hooks.rows import RowMaker, read_part
-from hooks.studies import Study
+
+if TYPE_CHECKING:
+    from hooks.harvest import Maker
 
 MEASURED = 8
 """Studies that are run, after half as many to warm up."""
@@ -52,45 +53,45 @@ class Estimate(NamedTuple):
             )
 
 
-def estimate(maker: RowMaker, studies: Sequence[Study], out: Path) -> Estimate:
-    """Estimate from studies spread evenly over those given; unreadable ones do not count."""
+def estimate(maker: Maker, places: np.ndarray, out: Path) -> Estimate:
+    """Estimate from studies spread evenly over those at ``places``; unreadable ones do not count.
+
+    Parameters
+    ----------
+    places
+        Numbers of the studies that are still to be run.
+    """
     free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
-    if not studies:
+    if not len(places):
         return Estimate(0, 0, 0, 0.0, free)
     counts = []
-    for study in _spread(studies, COUNTED):
+    for place in _spread(places, COUNTED):
         try:
-            counts.append(_kept_tokens(maker, study))
+            counts.append(maker.count(place))
         except StudyError:
             continue
-    tokens = round(float(np.mean(counts or [0])) * len(studies))
+    tokens = round(float(np.mean(counts or [0])) * len(places))
     row = sum(maker.widths.values()) * maker.kept.dtype.itemsize + TABLE_BYTES
     return Estimate(
-        studies=len(studies),
+        studies=len(places),
         tokens=tokens,
         bytes=round(tokens * row * MARGIN),
-        seconds=_seconds_each(maker, _spread(studies, MEASURED)) * len(studies),
+        seconds=_seconds_each(maker, _spread(places, MEASURED)) * len(places),
         free_bytes=free,
     )
 
 
-def _seconds_each(maker: RowMaker, studies: Sequence[Study]) -> float:
-    for some in (studies[: len(studies) // 2], studies):
+def _seconds_each(maker: Maker, places: Sequence[int]) -> float:
+    for some in (places[: len(places) // 2], places):
         began = time.perf_counter()
-        read = read_part(maker.runner, some, 0, strict=False)
-        maker.rows(read)
+        maker.rows(maker.sample(some))
         took = time.perf_counter() - began
-    return took / len(studies)
+    return took / len(places)
 
 
-def _kept_tokens(maker: RowMaker, study: Study) -> int:
-    tokens = maker.runner.prompt(0, study).tokens
-    return int(maker.kept.mask(tokens, study.id).sum())
-
-
-def _spread(studies: Sequence[Study], n: int) -> list[Study]:
-    places = np.linspace(0, len(studies) - 1, min(n, len(studies))).round().astype(int)
-    return [studies[place] for place in places]
+def _spread(places: np.ndarray, n: int) -> list[int]:
+    chosen = np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int)
+    return places[chosen].tolist()
 
 
 def shown_bytes(size: float) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hooks.files import ConfigError, FolderError
 from hooks.films import stack_films
-from hooks.harvest import Harvest, HarvestConfig, harvest_record
+from hooks.harvest import Harvest, HarvestConfig, harvest_record, left_out_of
 from hooks.processor import Maira2Processor
 from hooks.prompts import Prompt
 from hooks.roles import Role, Span, Tokens, assign_roles
@@ -31,6 +31,7 @@ from hooks.rows import Read, RowMaker
 from hooks.sites import observe
 from hooks.store import ActivationFolder, StudyRows
 from hooks.studies import Study
+from hooks.study_list import Mapped
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def generation_job(
 ) -> Harvest:
     """One process's share of :func:`harvest_generated`, see :class:`hooks.harvest.Harvest`."""
     decoding = decoding or Decoding()
-    studies = [study.model_copy(update={"report": None}) for study in studies]
+    left_out = left_out_of(studies, strict)
+    studies = Mapped(studies, lambda study: study.model_copy(update={"report": None}))
     maker = _GeneratingMaker(model, processor, studies, config, strict, decoding)
     record = {**harvest_record(model, studies, config), "decoding": asdict(decoding)}
-    return Harvest.of(maker, record, config, out, rank, world)
+    return Harvest.of(maker, record, config, out, rank, world, left_out)
 
 
 def read_generations(folder: ActivationFolder) -> Iterator[Generation]:
@@ -135,6 +137,11 @@ class _GeneratingMaker(RowMaker):
         if config.patches is not None:
             raise ConfigError("patches are not sampled while reports are generated; leave it out")
         self._decoding = decoding
+
+    def count(self, place: int) -> int:
+        """Kept tokens of one study, if its report is as long as it may be."""
+        report = self._decoding.max_new_tokens if Role.REPORT in self.kept.roles else 0
+        return super().count(place) + report
 
     @torch.no_grad()
     def rows(self, read: Read) -> list[StudyRows]:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from hooks.estimate import Estimate, estimate
@@ -28,11 +29,12 @@ from hooks.harvest_config import HarvestConfig
 from hooks.policies import POLICIES
 from hooks.processor import Maira2Processor
 from hooks.progress import track
-from hooks.rows import RowMaker
+from hooks.rows import Kept, RowMaker
 from hooks.sites import resolve_sites
 from hooks.store import ActivationFolder, ActivationWriter, StudyRows
 from hooks.streams import in_threads, shared_cores
 from hooks.studies import Skipped, Study
+from hooks.study_list import StudyList, studies_sha256
 from hooks.writing import BackgroundWriter
 
 __all__ = ["POLICIES", "Harvest", "HarvestConfig", "harvest", "harvest_record", "harvest_rows"]
@@ -60,7 +62,8 @@ def harvest(
     ----------
     strict
         Stop at a study that cannot be read. Otherwise it is left out, ``skipped.jsonl`` says why,
-        and the manifest counts it.
+        and the manifest counts it; so it does for what a
+        :class:`~hooks.study_list.StudyList` had to leave out.
     retry_skipped
         Compute again the parts in which studies had been skipped, as after their films were mended.
 
@@ -113,7 +116,7 @@ class Harvest:
     ) -> None:
         maker = RowMaker(model, processor, studies, config, strict)
         record = harvest_record(model, studies, config)
-        self._begin(maker, record, config, out, rank, world, studies)
+        self._begin(maker, record, config, out, rank, world, left_out_of(studies, strict))
 
     @classmethod
     def of(
@@ -124,10 +127,14 @@ class Harvest:
         out: Path,
         rank: int = 0,
         world: int = 1,
+        left_out: Sequence[Skipped] = (),
     ) -> Harvest:
-        """A harvest of whatever ``maker`` makes; ``record`` is all that decides its rows."""
+        """A harvest of whatever ``maker`` makes; ``record`` is all that decides its rows.
+
+        ``left_out`` are studies that never came to it; ``skipped.jsonl`` names them first.
+        """
         job = cls.__new__(cls)
-        job._begin(maker, record, config, out, rank, world)
+        job._begin(maker, record, config, out, rank, world, left_out)
         return job
 
     def _begin(
@@ -138,12 +145,12 @@ class Harvest:
         out: Path,
         rank: int,
         world: int,
-        studies: Sequence[Study] | None = None,
+        left_out: Sequence[Skipped],
     ) -> None:
         if not 0 <= rank < world:
             raise ConfigError(f"rank {rank} is outside 0–{world - 1}; give each process its own")
         self.out, self._rank, self._world = out, rank, world
-        self._record, self._maker, self._studies = record, maker, studies
+        self._record, self._maker, self._left_out = record, maker, left_out
         self._size = config.studies_per_part
         self._writer = ActivationWriter(out, record)
         self.n_parts = config.n_parts(maker.n_studies)
@@ -169,10 +176,9 @@ class Harvest:
 
         The time is that of as many processes as there are, each as fast as this one.
         """
-        if self._studies is None or not isinstance(self._maker, RowMaker):
-            raise ConfigError("only a harvest of given reports can be estimated; start it instead")
-        chunks = (self._studies[p * self._size : (p + 1) * self._size] for p in self.missing())
-        found = estimate(self._maker, [study for chunk in chunks for study in chunk], self.out)
+        places = np.arange(self._maker.n_studies)
+        left = np.isin(places // self._size, self.missing())
+        found = estimate(self._maker, places[left], self.out)
         return found._replace(seconds=found.seconds / self._world)
 
     def run(self) -> ActivationFolder | None:
@@ -187,7 +193,8 @@ class Harvest:
         if self.missing():
             return None
         self._check_any()
-        self._writer.seal(self.n_parts, sites=self._maker.names, **self._record)
+        names = self._maker.names
+        self._writer.seal(self.n_parts, self._left_out, sites=names, **self._record)
         return ActivationFolder(self.out)
 
     def _made(self, todo: Sequence[int], writing: BackgroundWriter) -> Iterator[int]:
@@ -233,6 +240,7 @@ class Maker(Protocol):
     """By site."""
     streams: int
     """Parts that are made at a time where nothing is asked; threads call the methods."""
+    kept: Kept
 
     @property
     def device(self) -> torch.device:
@@ -243,9 +251,28 @@ class Maker(Protocol):
         """What :meth:`rows` needs; its ``skipped`` are the studies that could not be read."""
         ...
 
+    def sample(self, places: Sequence[int]) -> Any:
+        """As :meth:`read`, of the studies of these numbers."""
+        ...
+
     def rows(self, read: Any) -> list[StudyRows]:
         """Rows in the order of the studies."""
         ...
+
+    def count(self, place: int) -> int:
+        """Rows of one study, or the most there can be; :class:`StudyError` if it has none."""
+        ...
+
+
+def left_out_of(studies: Sequence[Study], strict: bool) -> Sequence[Skipped]:
+    """What a reader had to leave out of ``studies``; an error if ``strict``."""
+    skipped = studies.skipped if isinstance(studies, StudyList) else ()
+    if strict and skipped:
+        raise StudyError(
+            f"{len(skipped)} left out by the reader, the first {skipped[0].study_id} for "
+            f"{skipped[0].reason}; mend them, or go on without them (strict=False)"
+        )
+    return skipped
 
 
 def _ahead(items: Sequence[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
@@ -280,9 +307,7 @@ def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) 
             "config_sha256": fingerprint(model.config.to_dict()),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
-        "studies_sha256": fingerprint(
-            [study.model_dump(mode="json", exclude_defaults=True) for study in studies]
-        ),
+        "studies_sha256": studies_sha256(studies),
     }
 
 

@@ -9,7 +9,7 @@ with its sentence. They resume, share parts between processes and skip in the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from hooks.batches import length_batches
-from hooks.files import CheckpointError, ConfigError, StudyError, fingerprint
-from hooks.harvest import Harvest, HarvestConfig, harvest_record
+from hooks.files import CheckpointError, ConfigError, StudyError
+from hooks.harvest import Harvest, HarvestConfig, harvest_record, left_out_of
 from hooks.images import pixel_plane, read_image
 from hooks.prompts import Prompt
 from hooks.roles import NONE, Role, Span, Tokens, View, assign_roles
@@ -29,6 +29,7 @@ from hooks.sites import capture, resolve_sites, site_width
 from hooks.store import DTYPES, ActivationFolder, StudyRows
 from hooks.streams import default_streams
 from hooks.studies import Skipped, Study
+from hooks.study_list import Spool, sha256_of_list
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def films_job(
     scale = scale or FilmScale()
     maker = _FilmMaker(encoder, studies, config, scale, strict)
     record = {**harvest_record(encoder, studies, config), "scale": asdict(scale)}
-    return Harvest.of(maker, record, config, out, rank, world)
+    return Harvest.of(maker, record, config, out, rank, world, left_out_of(studies, strict))
 
 
 def harvest_texts(
@@ -151,12 +152,36 @@ def texts_job(
     strict: bool = False,
     rank: int = 0,
     world: int = 1,
+    left_out: Sequence[Skipped] = (),
 ) -> Harvest:
     """One process's share of :func:`harvest_texts`, see :class:`hooks.harvest.Harvest`."""
     maker = _TextMaker(model, tokenizer, texts, config, max_tokens, strict)
     record = {**harvest_record(model, (), config), "max_tokens": max_tokens}
     record["studies_sha256"] = maker.texts_sha256
-    return Harvest.of(maker, record, config, out, rank, world)
+    return Harvest.of(maker, record, config, out, rank, world, left_out)
+
+
+def reports_of(
+    studies: Sequence[Study], strict: bool = False
+) -> tuple[Sequence[Text], Sequence[Skipped]]:
+    """The reports of studies as texts, on disk; and what has none, or was left out before.
+
+    Raises :class:`StudyError` at the first of those if ``strict``.
+    """
+    texts = Spool[Text](json.dumps, lambda line: Text(*json.loads(line)))
+    skipped = Spool[Skipped](json.dumps, lambda line: Skipped(*json.loads(line)))
+    for one in left_out_of(studies, strict):
+        skipped.append(one)
+    for study in studies:
+        if study.report:
+            texts.append(Text(study.id, study.report, study.patient))
+        elif strict:
+            raise StudyError(f"study {study.id!r} has no report; go on without it (strict=False)")
+        else:
+            skipped.append(
+                Skipped(study.id, "no report: a language model alone reads nothing else")
+            )
+    return texts, skipped
 
 
 class _FilmRunner:
@@ -239,6 +264,13 @@ class _FilmMaker(_Tower):
             self._runner, self._studies[first : first + self.size], first, self._strict
         )
 
+    def sample(self, places: Sequence[int]) -> Read:
+        return read_part(self._runner, [self._studies[i] for i in places], 0, strict=False)
+
+    def count(self, place: int) -> int:
+        study = self._studies[place]
+        return int(self.kept.mask(self._runner.prompt(0, study).tokens, study.id).sum())
+
     def rows(self, read: Read) -> list[StudyRows]:
         return part_rows(self._runner, self.sites, read, self.kept)
 
@@ -261,33 +293,51 @@ class _TextMaker(_Tower):
         strict: bool,
     ) -> None:
         super().__init__(model, len(texts), config, "text")
-        ids = [text.id for text in texts]
-        if len(set(ids)) < len(ids):
-            twice = next(one for one in ids if ids.count(one) > 1)
-            raise StudyError(f"two texts have the id {twice!r}; make ids unique")
+        seen: set[str] = set()
+        for text in texts:
+            if text.id in seen:
+                raise StudyError(f"two texts have the id {text.id!r}; make ids unique")
+            seen.add(text.id)
         if not tokenizer.is_fast:
             raise CheckpointError("the tokenizer is not a fast one; add its tokenizer.json")
         settle(tokenizer)
         self._model, self._tokenizer, self._texts = model, tokenizer, texts
         self._max_tokens, self._strict = max_tokens, strict
         self._batch_tokens = config.tokens_on(model.device)
-        self.texts_sha256 = fingerprint([list(text) for text in texts])
+        self.texts_sha256 = sha256_of_list(json.dumps(list(text)) for text in texts)
 
     def read(self, part: int) -> _ReadTexts:
         first = part * self.size
+        return self._read(range(first, min(first + self.size, self.n_studies)), self._strict)
+
+    def sample(self, places: Sequence[int]) -> _ReadTexts:
+        return self._read(places, strict=False)
+
+    def count(self, place: int) -> int:
+        tokens = self._tokens(self._texts[place])
+        return int(tokens.of_role(*self.kept.roles).sum())
+
+    def _read(self, places: Iterable[int], strict: bool) -> _ReadTexts:
         found, skipped = [], []
-        for sequence, text in enumerate(self._texts[first : first + self.size], first):
-            encoded = self._tokenizer(text.text, return_offsets_mapping=True)
-            ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-            if 0 < len(ids) <= self._max_tokens:
-                span = Span(0, len(text.text), Role.REPORT)
-                found.append((sequence, text, assign_roles(ids, offsets, text.text, [span], 1)))
-                continue
-            reason = f"length: {len(ids)} tokens, at most {self._max_tokens} are taken"
-            if self._strict:
-                raise StudyError(f"text {text.id!r}: {reason}; cut it into shorter ones")
-            skipped.append(Skipped(text.id, reason))
+        for sequence in places:
+            text = self._texts[sequence]
+            try:
+                found.append((sequence, text, self._tokens(text)))
+            except StudyError as error:
+                if strict:
+                    raise StudyError(
+                        f"text {text.id!r}: {error}; cut it into shorter ones"
+                    ) from None
+                skipped.append(Skipped(text.id, str(error)))
         return _ReadTexts(found, skipped)
+
+    def _tokens(self, text: Text) -> Tokens:
+        encoded = self._tokenizer(text.text, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        if not 0 < len(ids) <= self._max_tokens:
+            raise StudyError(f"length: {len(ids)} tokens, at most {self._max_tokens} are taken")
+        span = Span(0, len(text.text), Role.REPORT)
+        return assign_roles(ids, offsets, text.text, [span], 1)
 
     @torch.no_grad()
     def rows(self, read: _ReadTexts) -> list[StudyRows]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -128,6 +129,20 @@ def check_roles(trained: str, given: str, what: str) -> None:
         _warn_once(
             f"{what} has {', '.join(strange)} tokens (policy {given!r}), which the dictionary was "
             f"not trained on (policy {trained!r}): what it says of them means little"
+        )
+
+
+def flag_roles(trained: str, asked: Sequence[Role], what: str) -> None:
+    """Warn where a dictionary is used on tokens of roles none of which it was trained on.
+
+    For uses that are legitimate all the same, as steering is: a direction may be added anywhere.
+    ``trained`` and ``what`` are as in :func:`check_roles`.
+    """
+    if trained in POLICIES and asked and not set(asked) & set(POLICIES[trained]):
+        names = ", ".join(role.name.lower() for role in asked)
+        _warn_once(
+            f"{what} takes {names} tokens, and the dictionary was trained on {_names(trained)} "
+            f"tokens (policy {trained!r}): what it says of them means little"
         )
 
 

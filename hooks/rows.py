@@ -112,6 +112,15 @@ class RowMaker:
         chunk = self._studies[first : first + self._size]
         return read_part(self.runner, chunk, first, self._strict)
 
+    def sample(self, places: Sequence[int]) -> Read:
+        """Studies of these numbers, in memory."""
+        return read_part(self.runner, [self._studies[i] for i in places], 0, strict=False)
+
+    def count(self, place: int) -> int:
+        """Kept tokens of one study."""
+        study = self._studies[place]
+        return int(self.kept.mask(self.runner.prompt(0, study).tokens, study.id).sum())
+
     def rows(self, read: Read) -> list[StudyRows]:
         """Kept rows of the studies read."""
         return part_rows(self.runner, self.sites, read, self.kept)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -177,35 +178,64 @@ def split_of(patient: str, heldout: float = 0.2) -> Split:
 
 
 class SplitCheck:
-    """Looks for patients on two sides of a split, one study after another."""
+    """Looks for patients on two sides of a split, one study after another. A context manager.
+
+    What it remembers lies in a temporary file on disk.
+    """
 
     def __init__(self) -> None:
-        self._given: dict[str, GivenSplit] = {}
-        self._owner: dict[str, str] = {}
-        self._priors: list[tuple[str, str]] = []
-        self._leaks: list[str] = []
+        self._db = sqlite3.connect("")  # an empty name makes a private temporary file
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("CREATE TABLE studies (id TEXT, patient TEXT, prior TEXT, given TEXT)")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
 
     def add(self, study: Study) -> None:
-        patient = study.patient or study.id
-        self._owner[study.id] = patient
-        if study.prior_id is not None:
-            self._priors.append((study.id, study.prior_id))
-        if study.given_split is not None:
-            first = self._given.setdefault(patient, study.given_split)
-            if first != study.given_split:
-                self._leaks.append(
-                    f"patient {patient} is in {first!r} and, with study {study.id}, in "
-                    f"{study.given_split!r}"
-                )
+        row = (study.id, study.patient or study.id, study.prior_id, study.given_split)
+        self._db.execute("INSERT INTO studies VALUES (?, ?, ?, ?)", row)
+
+    def n_patients(self) -> int:
+        """Different patients so far."""
+        return self._db.execute("SELECT COUNT(DISTINCT patient) FROM studies").fetchone()[0]
 
     def leaks(self) -> list[str]:
         """One line a leak; empty when there is none."""
-        owner = self._owner
-        return self._leaks + [
-            f"study {study} of patient {owner[study]} has prior {prior} of patient {owner[prior]}"
-            for study, prior in self._priors
-            if prior in owner and owner[prior] != owner[study]
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_id ON studies (id)")
+        lines = [
+            f"patient {patient} is in {first!r} and, with study {study}, in {given!r}"
+            for patient, first, study, given in self._db.execute(
+                "SELECT s.patient, f.given, s.id, s.given FROM studies s JOIN "
+                "(SELECT patient, given, MIN(rowid) FROM studies WHERE given NOT NULL "
+                "GROUP BY patient) f ON f.patient = s.patient "
+                "WHERE s.given != f.given ORDER BY s.rowid"
+            )
         ]
+        lines += [
+            f"study {study} of patient {patient} has prior {prior} of patient {other}"
+            for study, patient, prior, other in self._db.execute(
+                "SELECT s.id, s.patient, p.id, p.patient FROM studies s JOIN studies p "
+                "ON p.id = s.prior WHERE p.patient != s.patient ORDER BY s.rowid"
+            )
+        ]
+        return lines + [
+            f"study {study} is of patient {first} and of patient {last}"
+            for study, first, last in self._db.execute(
+                "SELECT id, MIN(patient), MAX(patient) FROM studies GROUP BY id "
+                "HAVING MIN(patient) != MAX(patient) ORDER BY MIN(rowid)"
+            )
+        ]
+
+    def repeated(self) -> str | None:
+        """The first id that two studies have, if there is one."""
+        found = self._db.execute(
+            "SELECT id FROM studies GROUP BY id HAVING COUNT(*) > 1 ORDER BY MIN(rowid) LIMIT 1"
+        ).fetchone()
+        return found and found[0]
 
 
 def check_splits(studies: Iterable[Study | Skipped]) -> None:
@@ -219,19 +249,19 @@ def check_splits(studies: Iterable[Study | Skipped]) -> None:
     StudyError
         It counts the leaks and names the first.
     """
-    check = SplitCheck()
-    for study in studies:
-        if isinstance(study, Study):
-            check.add(study)
-    refuse_leaks(check.leaks())
+    with SplitCheck() as check:
+        for study in studies:
+            if isinstance(study, Study):
+                check.add(study)
+        refuse_leaks(check.leaks())
 
 
 def refuse_leaks(leaks: list[str]) -> None:
     """Raise :class:`StudyError` for what :meth:`SplitCheck.leaks` found, if anything."""
     if leaks:
         raise StudyError(
-            f"{len(leaks)} leaks between splits, the first: {leaks[0]}; give every study its "
-            "patient, and every patient one split"
+            f"{len(leaks)} {'leak' if len(leaks) == 1 else 'leaks'} between splits, the first: "
+            f"{leaks[0]}; give every study its patient, and every patient one split"
         )
 
 
@@ -240,24 +270,24 @@ def refuse_skipped(studies: Iterable[Study | Skipped], where: object) -> Iterato
     for study in studies:
         if isinstance(study, Skipped):
             raise StudyError(
-                f"{where}, study {study.study_id}: {study.reason}; mend it, or read with "
-                "strict=False to go on without it"
+                f"{where}, {study.study_id}: {study.reason}; mend it, or go on without it "
+                "(strict=False; on the command line, no --strict)"
             )
         yield study
 
 
 def read_folder(folder: Path) -> list[Study]:
-    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them."""
-    return list(iter_folder(folder))
+    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them when strict."""
+    return list(refuse_skipped(iter_folder(folder, strict=True), folder))
 
 
-def iter_folder(folder: Path) -> Iterator[Study]:
+def iter_folder(folder: Path, strict: bool = False) -> Iterator[Study | Skipped]:
     """Studies of ``folder/studies.jsonl``: one JSON object a line, image paths relative to it.
 
     Raises
     ------
     StudyError
-        If the file is missing or empty, or names the line and field that is wrong.
+        If the file is missing or empty; at a line that is wrong, if ``strict``.
     """
     path = folder / STUDIES_FILE
     if not path.is_file():
@@ -266,19 +296,36 @@ def iter_folder(folder: Path) -> Iterator[Study]:
             '"id" and "frontal" (a path relative to the folder)'
         )
     seen: set[str] = set()
-    with path.open(encoding="utf-8-sig") as lines:
+    empty = True
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            study = parse_study(line, f"{path} line {number}")
-            if study.id in seen:
-                raise StudyError(
-                    f"{path} line {number} repeats study id {study.id!r}; make ids unique"
-                )
+            empty = False
+            try:
+                study = parse_study(_decoded(line, path, number), f"{path} line {number}")
+                if study.id in seen:
+                    raise StudyError(
+                        f"{path} line {number} repeats study id {study.id!r}; make ids unique"
+                    )
+            except StudyError as error:
+                if strict:
+                    raise
+                yield Skipped(f"line {number}", f"malformed line: {error}")
+                continue
             seen.add(study.id)
             yield _located(study, folder)
-    if not seen:
+    if empty:
         raise StudyError(f"{path} is empty; write one JSON object a line, at least id and frontal")
+
+
+def _decoded(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path} line {number} is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from None
 
 
 def _located(study: Study, folder: Path) -> Study:

@@ -18,6 +18,7 @@ from hooks.processor import Maira2Processor
 from hooks.sites import resolve_sites
 from hooks.store import Moments, StudyRows
 from hooks.studies import Skipped, Study
+from hooks.study_list import Chosen
 from sae.stream import BUFFER_ROWS, Batch
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ class LiveRows:
         self.policy = config.policy
         self._record = harvest_record(model, studies, config)
         self.model: Mapping[str, Any] = self._record["model"]
-        self._heldout = [study for study in studies if study.split(heldout) == "heldout"]
-        self._training = [study for study in studies if study.split(heldout) != "heldout"]
+        aside = np.array([study.split(heldout) == "heldout" for study in studies], dtype=bool)
+        self._heldout = Chosen(studies, np.flatnonzero(aside))
+        self._training = Chosen(studies, np.flatnonzero(~aside))
         if not self._training or not self._heldout:
             raise ConfigError(
                 f"{len(studies)} studies leave {len(self._training)} to train on and "
@@ -112,7 +114,7 @@ class LiveRows:
             order = np.random.default_rng([seed, epoch]).permutation(len(self._training))
             any_batch = False
             while study < len(order):
-                rows, last = self._fill(sites, [self._training[i] for i in order[study:]])
+                rows, last = self._fill(sites, Chosen(self._training, order[study:]))
                 if rows is None:
                     break
                 shuffle = np.random.default_rng([seed, epoch, study]).permutation(len(rows.roles))

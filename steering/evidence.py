@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.files import ConfigError
+from hooks.policies import check_roles
 from hooks.processor import Maira2Processor
 from hooks.prompts import encode_study
 from hooks.roles import Role
@@ -73,12 +74,13 @@ class ReportReader:
     Raises
     ------
     ConfigError
-        If the study has no report.
+        If the study has no report, or the dictionary was trained without image patches.
     """
 
     def __init__(
         self, model: Any, processor: Maira2Processor, sae: MatryoshkaSAE, study: Study
     ) -> None:
+        check_roles(sae.config.policy, "patches", "what is read of films")
         encoding = encode_study(processor, study)
         self.model, self.sae, self.tokens = model, sae, encoding.tokens
         self.targets = np.flatnonzero(self.tokens.of_role(Role.REPORT, Role.GROUNDING))

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hooks.files import ConfigError
 from hooks.html import changed_words, marked
+from hooks.policies import flag_roles
 from hooks.processor import Encoding, Maira2Processor
 from hooks.prompts import encode_study
-from hooks.roles import Tokens
+from hooks.roles import Role, Tokens
 from hooks.sites import Site, resolve_site, rewrite, text_tower
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
@@ -74,6 +75,9 @@ def steered(
     site = resolve_site(model, sae.config.site)
     plan = Plan(sae, edit_rows, model.device)
     chosen = [Positions.of(one) for one in wheres]
+    for one in chosen:
+        patches = () if one.view is None and one.box is None else (Role.IMAGE,)
+        flag_roles(sae.config.policy, one.roles or patches, "this edit")
     films = site.stream == "vision"
     if films and any(one.generated for one in chosen):
         raise ConfigError(

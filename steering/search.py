@@ -59,6 +59,7 @@ def build_index(
     FolderError
         If ``out`` is finished and holds the index of other activations.
     """
+    folder.check_trained(sae.config.policy)
     site = folder.check_site(sae.config.site)
     config = {"site": site, "n_latents": sae.config.n_latents, "source": folder.manifest["files"]}
     if is_sealed(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -70,8 +71,7 @@ def _headers(folder: Path, faults: list[Skipped]) -> Iterator[Row]:
         raise StudyError(
             f"{folder} holds DICOM, and pydicom is not installed; pip install 'maira-sae[dicom]'"
         ) from None
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    for number, path in enumerate(sorted(paths), start=1):
+    for number, path in enumerate(_files(folder), start=1):
         name = str(path.relative_to(folder))
         named = path.suffix.lower() in {".dcm", ".dicom"}
         if not (named or is_dicom(path)):
@@ -92,6 +92,14 @@ def _headers(folder: Path, faults: list[Skipped]) -> Iterator[Row]:
         values["file"] = name
         values["patient"] = values["PatientID"] or f" {values['StudyInstanceUID']}"
         yield Row(number, values)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files anywhere below, folder by folder in the order of their names."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(place) / name
 
 
 class _Exam(NamedTuple):

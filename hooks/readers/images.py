@@ -107,7 +107,8 @@ def read_images(folder: Path) -> Iterator[Study | Skipped]:
         if known is not None:
             fields[name] = known
     seen: set[str] = set()
-    for row in read_rows(path, list(fields)):
+    faults: list[Skipped] = []
+    for row in read_rows(path, list(fields), faults=faults):
         values: dict[str, Any] = {
             fields[name]: value for name, value in row.values.items() if value
         }
@@ -122,6 +123,7 @@ def read_images(folder: Path) -> Iterator[Study | Skipped]:
         except ValidationError as error:
             reason = f"record is wrong: {describe(error)} ({path.name} row {row.number})"
             yield Skipped(name, reason)
+    yield from faults
 
 
 def _gap(values: dict[str, Any], seen: set[str], folder: Path) -> str:

@@ -28,9 +28,12 @@ def read_iu_xray(folder: Path) -> Iterator[Study | Skipped]:
     reports, projections = tables[REPORTS], tables[PROJECTIONS]
     assert reports is not None and projections is not None
     films = FilmFinder(folder)
+    faults: list[Skipped] = []
     with closing(Groups()) as groups:
-        groups.add("reports", read_rows(reports, ["uid"], ["MeSH", *SECTIONS]), "uid")
-        groups.add("films", read_rows(projections, ["uid", "filename", "projection"]), "uid")
+        groups.add("reports", read_rows(reports, ["uid"], ["MeSH", *SECTIONS], faults), "uid")
+        needed = ["uid", "filename", "projection"]
+        groups.add("films", read_rows(projections, needed, faults=faults), "uid")
+        yield from faults
         for uid in groups.keys("reports"):
             first, *others = groups.rows("reports", uid)
             yield _study(uid, first, groups.rows("films", uid), films, projections)

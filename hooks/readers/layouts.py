@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hooks.files import StudyError, nearest
+from hooks.progress import track
 from hooks.readers import dicom, images, iu_xray, mimic, openi, padchest_gr
 from hooks.readers.ms_cxr import with_ms_cxr
 from hooks.readers.ms_cxr_t import with_ms_cxr_t
@@ -14,12 +15,11 @@ from hooks.readers.tables import find_table
 from hooks.studies import (
     STUDIES_FILE,
     Skipped,
-    SplitCheck,
     Study,
     iter_folder,
-    refuse_leaks,
     refuse_skipped,
 )
+from hooks.study_list import StudyList
 
 MS_CXR = "MS_CXR_Local_Alignment*"
 MS_CXR_T = "MS_CXR_T_temporal_image_classification*"
@@ -155,8 +155,7 @@ def read_studies(
     Raises
     ------
     StudyError
-        For a folder or table that cannot be read, a bad line of ``studies.jsonl``, and, when
-        strict, for any gap.
+        For a folder or table that cannot be read, and, when strict, for any gap.
     """
     if layout is not None and layout not in LAYOUTS:
         raise StudyError(
@@ -166,29 +165,12 @@ def read_studies(
     return refuse_skipped(studies, folder) if strict else studies
 
 
-class Collected(NamedTuple):
-    studies: list[Study]
-    skipped: list[Skipped]
-
-
-def collect_studies(folder: Path, layout: str | None = None) -> Collected:
-    """All studies of a folder, in memory, and those that were skipped.
+def collect_studies(folder: Path, strict: bool = False, layout: str | None = None) -> StudyList:
+    """All studies of a folder as a sequence that lies on disk, and those that were skipped.
 
     Raises
     ------
     StudyError
-        As :func:`read_studies`; if nothing is left; or if a patient is on two sides of a split.
+        As :func:`read_studies` and :class:`~hooks.study_list.StudyList`.
     """
-    check, collected = SplitCheck(), Collected([], [])
-    for study in read_studies(folder, layout=layout):
-        if isinstance(study, Skipped):
-            collected.skipped.append(study)
-        else:
-            collected.studies.append(study)
-            check.add(study)
-    refuse_leaks(check.leaks())
-    if not collected.studies:
-        first = collected.skipped[0] if collected.skipped else None
-        why = f"{len(collected.skipped)} were skipped, {first[0]} for {first[1]}" if first else ""
-        raise StudyError(f"{folder} has no study that can be read; {why or 'its tables are empty'}")
-    return collected
+    return StudyList(track(read_studies(folder, strict, layout), "studies"), folder)

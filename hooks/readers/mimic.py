@@ -94,7 +94,8 @@ def read_mimic(folder: Path, config: MimicConfig | None = None) -> Iterator[Stud
     the FINDINGS; ``indication`` the INDICATION or else the HISTORY. ``labels`` are findings marked
     1, ``uncertain`` those marked -1.
 
-    A label row without a study in the metadata is yielded as :class:`Skipped`.
+    A malformed row of a table, and a label row without a study in the metadata, are yielded as
+    :class:`Skipped`.
     """
     config = config or MimicConfig()
     metadata = find_table(folder, METADATA)
@@ -102,15 +103,19 @@ def read_mimic(folder: Path, config: MimicConfig | None = None) -> Iterator[Stud
         raise StudyError(f"{folder} has no {METADATA}.csv or .csv.gz; download it into there")
     split, labels = find_table(folder, "mimic-cxr-*-split"), _label_table(folder, config)
     roots = _report_roots(folder, config)
+    faults: list[Skipped] = []
     with closing(Groups()) as groups:
         columns = ["ViewPosition", "StudyDate", "StudyTime", VIEW_MEANING]
         needed = ["dicom_id", "subject_id", "study_id"]
-        groups.add("films", read_rows(metadata, needed, columns), "subject_id")
-        groups.add("ids", read_rows(metadata, ["study_id"]), "study_id")
+        groups.add("films", read_rows(metadata, needed, columns, faults), "subject_id")
+        groups.add("ids", read_rows(metadata, ["study_id"], faults=[]), "study_id")
         if split is not None:
-            groups.add("split", read_rows(split, ["subject_id", "study_id", "split"]), "subject_id")
+            needed = ["subject_id", "study_id", "split"]
+            groups.add("split", read_rows(split, needed, faults=faults), "subject_id")
         if labels is not None:
-            groups.add("labels", read_rows(labels, ["study_id"], FINDINGS), "study_id")
+            rows = read_rows(labels, ["study_id"], FINDINGS, faults)
+            groups.add("labels", rows, "study_id")
+        yield from faults
         for subject in groups.keys("films"):
             yield from _patient(folder, subject, groups, roots, config)
         for study in groups.missing("labels", "ids"):

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from hooks.files import StudyError
 from hooks.grounding import Box
 from hooks.readers.priors import FRONTAL
 from hooks.readers.tables import open_text, read_rows
-from hooks.studies import Sentence, Skipped, Study, describe
+from hooks.studies import Sentence, Skipped, Study
 
 NUMBERS = ("x", "y", "w", "h", "image_width", "image_height")
 EDGE = 1.0
@@ -41,15 +39,18 @@ def with_ms_cxr(studies: Iterable[Study | Skipped], annotations: Path) -> Iterat
     Yields
     ------
     Skipped
-        For an annotated film that no study can show, at the end, or beside a study that shows
-        another annotated film.
+        For an annotation that is malformed or whose box is not on its film; for an annotated film
+        that no study can show, at the end, or beside a study that shows another annotated film.
 
     Raises
     ------
     StudyError
-        If the file cannot be read, or a box is not on its film.
+        If the file cannot be read.
     """
-    phrases = _read_json(annotations) if annotations.suffix == ".json" else _read_csv(annotations)
+    faults: list[Skipped] = []
+    read = _read_json if annotations.suffix == ".json" else _read_csv
+    phrases = read(annotations, faults)
+    yield from faults
     for study in studies:
         if isinstance(study, Skipped):
             yield study
@@ -64,7 +65,7 @@ def with_ms_cxr(studies: Iterable[Study | Skipped], annotations: Path) -> Iterat
             found = phrases.pop(film.path.stem)
             if film is shown:
                 study = study.model_copy(
-                    update={"frontal": film.path, "sentences": _sentences(found, annotations)}
+                    update={"frontal": film.path, "sentences": _sentences(found)}
                 )
             else:
                 other = shown.path if shown else frontal
@@ -75,14 +76,11 @@ def with_ms_cxr(studies: Iterable[Study | Skipped], annotations: Path) -> Iterat
         yield Skipped(name, f"annotations without a study: film {name} of {annotations}")
 
 
-def _sentences(phrases: list[_Phrase], annotations: Path) -> tuple[Sentence, ...]:
-    try:
-        return tuple(
-            Sentence(text=phrase.text, boxes=tuple(phrase.boxes), labels=(phrase.label,))
-            for phrase in phrases
-        )
-    except ValidationError as error:
-        raise StudyError(f"{annotations}, {describe(error)}") from None
+def _sentences(phrases: list[_Phrase]) -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(text=phrase.text, boxes=tuple(phrase.boxes), labels=(phrase.label,))
+        for phrase in phrases
+    )
 
 
 def _add(
@@ -97,16 +95,21 @@ def _add(
     return found
 
 
-def _read_csv(path: Path) -> dict[str, list[_Phrase]]:
+def _read_csv(path: Path, faults: list[Skipped]) -> dict[str, list[_Phrase]]:
     found: dict[str, list[_Phrase]] = {}
-    for row in read_rows(path, ["dicom_id", "category_name", "label_text", *NUMBERS]):
-        values, where = row.values, f"{path} row {row.number}"
-        box = _box([values[name] for name in NUMBERS], where)
-        _add(found, values["dicom_id"], values["category_name"], values["label_text"], box)
+    needed = ["dicom_id", "category_name", "label_text", *NUMBERS]
+    for row in read_rows(path, needed, faults=faults):
+        values = row.values
+        box = _box([values[name] for name in NUMBERS])
+        if isinstance(box, str):
+            reason = f"record is wrong: {box}, {path} row {row.number}"
+            faults.append(Skipped(values["dicom_id"], reason))
+        else:
+            _add(found, values["dicom_id"], values["category_name"], values["label_text"], box)
     return found
 
 
-def _read_json(path: Path) -> dict[str, list[_Phrase]]:
+def _read_json(path: Path, faults: list[Skipped]) -> dict[str, list[_Phrase]]:
     found: dict[str, list[_Phrase]] = {}
     with open_text(path) as text:
         try:
@@ -114,10 +117,14 @@ def _read_json(path: Path) -> dict[str, list[_Phrase]]:
             films = {film["id"]: film for film in document["images"]}
             labels = {label["id"]: label["name"] for label in document["categories"]}
             for number, one in enumerate(document["annotations"], start=1):
-                film, where = films[one["image_id"]], f"{path} annotation {number}"
-                box = _box([*one["bbox"], film["width"], film["height"]], where)
+                film = films[one["image_id"]]
+                box = _box([*one["bbox"], film["width"], film["height"]])
                 name = Path(film["file_name"]).stem
-                _add(found, name, labels[one["category_id"]], one["label_text"].strip(), box)
+                if isinstance(box, str):
+                    reason = f"record is wrong: {box}, {path} annotation {number}"
+                    faults.append(Skipped(name, reason))
+                else:
+                    _add(found, name, labels[one["category_id"]], one["label_text"].strip(), box)
         except json.JSONDecodeError as error:
             raise StudyError(f"{path} is not JSON: {error}") from None
         except (KeyError, TypeError) as error:
@@ -125,17 +132,18 @@ def _read_json(path: Path) -> dict[str, list[_Phrase]]:
     return found
 
 
-def _box(numbers: list[Any], where: str) -> Box:
-    """Corners as fractions, from left, top, width, height and the film's size in pixels."""
+def _box(numbers: list[Any]) -> Box | str:
+    """Corners as fractions, from left, top, width, height and the film's size in pixels.
+
+    Or what is wrong with them.
+    """
     try:
         x, y, w, h, width, height = map(float, numbers)
     except ValueError:
-        raise StudyError(f"{where} has a number that is none in {NUMBERS}: {numbers}") from None
+        return f"a number is none among {NUMBERS}: {numbers}"
     inside = x >= -EDGE and y >= -EDGE and x + w <= width + EDGE and y + h <= height + EDGE
     if not (inside and w > 0 and h > 0):
-        raise StudyError(
-            f"{where}: box {(x, y, w, h)} is not on a film of {width:g}×{height:g} pixels"
-        )
+        return f"box {(x, y, w, h)} is not on a film of {width:g}×{height:g} pixels"
     return Box(
         max(x, 0) / width,
         max(y, 0) / height,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hooks.files import StudyError
 from hooks.readers.images import is_film
 from hooks.readers.tables import Row, read_rows
 from hooks.studies import Change, Skipped, Study, describe
@@ -27,17 +26,19 @@ def with_ms_cxr_t(studies: Iterable[Study | Skipped], table: Path) -> Iterator[S
     Yields
     ------
     Skipped
-        In place of a study whose annotated films are not on disk, and at the end for a row whose
-        study did not come by.
+        In place of a study whose annotated films are not on disk or whose changes are malformed,
+        and at the end for a row whose study did not come by.
     """
     columns = [f"{finding}{SUFFIX}" for finding in CHANGING]
     rows: dict[str, Row] = {}
-    for row in read_rows(table, NEEDED, columns):
+    faults: list[Skipped] = []
+    for row in read_rows(table, NEEDED, columns, faults):
         name = f"s{row.values['study_id'].removeprefix('s')}"
         if name in rows:
             yield Skipped(name, f"two rows of changes: row {row.number} of {table}")
         else:
             rows[name] = row
+    yield from faults
     for study in studies:
         row = rows.pop(study.id, None) if isinstance(study, Study) else None
         yield study if row is None else _with_changes(study, row, table)
@@ -63,7 +64,7 @@ def _with_changes(study: Study | Skipped, row: Row, table: Path) -> Study | Skip
             if mark not in ("", "nan")
         ]
     except ValidationError as error:
-        raise StudyError(f"{where}: {describe(error)}") from None
+        return Skipped(study.id, f"record is wrong: {describe(error)}, {where}")
     return study.model_copy(
         update={
             "frontal": frontal,

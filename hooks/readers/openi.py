@@ -31,7 +31,12 @@ def read_openi(archive: Path, frontal: Path) -> list[Study]:
             for member in tar
             if member.name.endswith(".xml") and (file := tar.extractfile(member))
         }
-    reports = [_parse(name, documents[name]) for name in sorted(documents, key=_natural_key)]
+    reports = []
+    for name in sorted(documents, key=_natural_key):
+        try:
+            reports.append(_parse(name, documents[name]))
+        except ET.ParseError as error:
+            raise StudyError(f"{archive}: {name} is not XML ({error}); download it again") from None
     return [_study(report, frontal) for report in reports if report.text("findings")]
 
 

@@ -51,10 +51,13 @@ def read_padchest_gr(
     seen: set[str] = set()
     with closing(Groups()) as groups:
         columns = ["StudyID", "PatientID", "split"]
-        groups.add("master", read_rows(table, columns, ["label_group"]), "StudyID")
+        faults: list[Skipped] = []
+        groups.add("master", read_rows(table, columns, ["label_group"], faults), "StudyID")
+        yield from faults
         for number, record in enumerate(stream_array(path), start=1):
             if not isinstance(record, Mapping) or not record.get("StudyID"):
-                raise StudyError(f"{path} element {number} has no StudyID; download it again")
+                yield Skipped(f"element {number}", f"record is wrong: no StudyID in {path}")
+                continue
             name = str(record["StudyID"])
             if name in seen:
                 yield Skipped(name, f"two reports: element {number} of {path} repeats the StudyID")

@@ -71,8 +71,17 @@ def survey(studies: Iterable[Study | Skipped], open_films: bool = False) -> Surv
     open_films
         Open every film a model would be shown, and count those that cannot be read as gaps.
     """
-    found, check, patients = Survey(), SplitCheck(), set()
-    found.have = dict.fromkeys(COUNTED, 0)
+    found = Survey(have=dict.fromkeys(COUNTED, 0))
+    with SplitCheck() as check:
+        _count(found, check, studies, open_films)
+        found.patients, found.leaks = check.n_patients(), check.leaks()
+    found.labels = dict(sorted(found.labels.items(), key=lambda item: (-item[1], item[0])))
+    return found
+
+
+def _count(
+    found: Survey, check: SplitCheck, studies: Iterable[Study | Skipped], open_films: bool
+) -> None:
     for study in studies:
         if isinstance(study, Skipped):
             _gap(found, study)
@@ -81,7 +90,6 @@ def survey(studies: Iterable[Study | Skipped], open_films: bool = False) -> Surv
             _gap(found, unreadable)
             continue
         check.add(study)
-        patients.add(study.patient or study.id)
         found.studies += 1
         found.films += len(study.images) or 1 + (study.lateral is not None)
         found.sentences += len(study.sentences)
@@ -95,10 +103,6 @@ def survey(studies: Iterable[Study | Skipped], open_films: bool = False) -> Surv
             (found.splits, study.split()),
         ):
             counts[side] = counts.get(side, 0) + 1
-    found.patients = len(patients)
-    found.labels = dict(sorted(found.labels.items(), key=lambda item: (-item[1], item[0])))
-    found.leaks = check.leaks()
-    return found
 
 
 def _gap(found: Survey, skipped: Skipped) -> None:

@@ -7,14 +7,16 @@ import gzip
 import io
 import json
 import sqlite3
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from hooks.files import StudyError, nearest
+from hooks.files import StudyError, WriteError, nearest
+from hooks.studies import Skipped
 
 csv.field_size_limit(2**24)  # whole reports are single fields
 
@@ -75,16 +77,27 @@ def header(path: Path) -> list[str]:
         return next(csv.reader(text), [])
 
 
-def read_rows(path: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    needed: Sequence[str],
+    wanted: Sequence[str] = (),
+    faults: list[Skipped] | None = None,
+) -> Iterator[Row]:
     """Rows of a table, stripped, with the columns ``needed`` and those ``wanted`` that it has.
+
+    Parameters
+    ----------
+    faults
+        Takes the malformed rows; without it, the first is an error.
 
     Raises
     ------
     StudyError
-        For a missing column (the nearest is named), or a row whose length is not the header's.
+        For a missing column (the nearest is named), a malformed row and no ``faults``, or a quote
+        that is never closed, which hides the rows after it.
     """
     with open_text(path) as text:
-        lines = csv.reader(text)
+        lines = csv.reader(text, strict=True)
         try:
             names = [name.strip() for name in next(lines, [])]
             for column in needed:
@@ -94,19 +107,37 @@ def read_rows(path: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> 
                         f"{names}"
                     )
             places = {name: names.index(name) for name in (*needed, *wanted) if name in names}
-            number = 0
-            for fields in lines:
-                if not fields:
+            for number, fields in enumerate(filter(None, _fields(lines)), start=1):
+                if isinstance(fields, list) and len(fields) == len(names):
+                    yield Row(number, {name: fields[at].strip() for name, at in places.items()})
                     continue
-                number += 1
-                if len(fields) != len(names):
+                fault = f"has {len(fields)} fields, the header {len(names)}"
+                if isinstance(fields, str):
+                    fault = f"has a stray quote ({fields})"
+                if faults is None:
                     raise StudyError(
-                        f"{path} row {number} has {len(fields)} fields, the header {len(names)}; "
-                        "download it again, or mend its quotes"
+                        f"{path} row {number} {fault}; download it again, or mend its quotes"
                     )
-                yield Row(number, {name: fields[at].strip() for name, at in places.items()})
+                what = f"malformed row: row {number} {fault}, {path} line {lines.line_num}"
+                faults.append(Skipped(f"{path.name} row {number}", what))
         except csv.Error as error:
-            raise StudyError(f"{path} line {lines.line_num} is not CSV ({error})") from None
+            raise StudyError(
+                f"{path} line {lines.line_num} is not CSV ({error}); mend its quotes, or download "
+                "it again"
+            ) from None
+
+
+def _fields(lines: Any) -> Iterator[list[str] | str]:
+    """Fields of each row, or what is wrong with it where the next row can be read all the same."""
+    while True:
+        try:
+            yield next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "expected after" not in str(error):
+                raise
+            yield str(error)
 
 
 class Groups:
@@ -125,10 +156,14 @@ class Groups:
 
     def add(self, source: str, rows: Iterable[Row], key: str) -> None:
         """File ``rows`` under ``source``, by the value of their column ``key``."""
-        self._db.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?)",
-            ((source, row.values[key], row.number, json.dumps(row.values)) for row in rows),
-        )
+        values = ((source, row.values[key], row.number, json.dumps(row.values)) for row in rows)
+        try:
+            self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", values)
+        except sqlite3.OperationalError as error:
+            raise WriteError(
+                f"the temporary folder {tempfile.gettempdir()} cannot hold the tables ({error}); "
+                "set TMPDIR to a folder with more room, then run the same command again"
+            ) from error
 
     def keys(self, source: str) -> Iterator[str]:
         """Keys of a source; numbers first, in numeric order."""

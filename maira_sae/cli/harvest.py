@@ -130,7 +130,7 @@ def harvest(
     rank, world = (int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if retry_skipped and world > 1:
         raise MairaSaeError("--retry-skipped is for one process; run it once without torchrun")
-    records = load_studies(studies)
+    records = load_studies(studies, strict)
     device = device_map() if world == 1 else own_device()
     loaded, sees = load_any(model, dtype=dtype, device_map=device)
     if sees != "studies" and generate:
@@ -150,7 +150,7 @@ def harvest(
     if retry_skipped:
         job.reopen_skipped()
     result: dict[str, Any] = {"out": str(out)}
-    if not job.sealed and rank == 0 and sees == "studies" and not generate:
+    if not job.sealed and rank == 0:
         left = job.estimate()
         typer.echo(f"to do: {left}")
         if not force:
@@ -168,7 +168,10 @@ def harvest(
         "n_skipped": folder.manifest.get("n_skipped", 0),
         "sites": folder.sites,
     }
-    finish(result, as_json, repr(folder))
+    text = repr(folder)
+    if n := result["n_skipped"]:
+        text += f"; {n:,} left out, {out}/skipped.jsonl says why"
+    finish(result, as_json, text)
 
 
 def _tower_job(
@@ -181,12 +184,12 @@ def _tower_job(
     share: dict[str, Any],
 ) -> Any:
     """An image encoder over the studies' films, or a language model over their reports."""
-    from hooks.plain import FilmScale, Text, films_job, texts_job
+    from hooks.plain import FilmScale, films_job, reports_of, texts_job
 
     if sees == "films":
         return films_job(model, studies, config, out, FilmScale.from_pretrained(source), **share)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    texts = [Text(s.id, s.report, s.patient) for s in studies if s.report]
-    return texts_job(model, tokenizer, texts, config, out, **share)
+    texts, left_out = reports_of(studies, share["strict"])
+    return texts_job(model, tokenizer, texts, config, out, left_out=left_out, **share)

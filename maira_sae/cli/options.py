@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from hooks.files import MairaSaeError
+
+if TYPE_CHECKING:
+    from hooks.study_list import StudyList
 
 N = TypeVar("N", int, float)
 
@@ -38,19 +41,22 @@ def finish(result: dict[str, Any], as_json: bool, text: str = "") -> None:
         typer.echo(json.dumps(result))
 
 
-def load_studies(folder: Path) -> list[Any]:
-    """All studies of a folder; how many were skipped goes to standard error."""
+def load_studies(folder: Path, strict: bool = False) -> StudyList:
+    """All studies of a folder; how many were skipped goes to standard error.
+
+    Raises :class:`hooks.files.StudyError` at the first that has to be, if ``strict``.
+    """
     from hooks.readers import collect_studies
 
-    found = collect_studies(folder)
-    if found.skipped:
+    found = collect_studies(folder, strict)
+    if n := len(found.skipped):
         name, reason = found.skipped[0]
+        first = f"{name} ({reason})"
+        which = f"one study, {first}" if n == 1 else f"{n:,} studies, the first {first}"
         typer.echo(
-            f"maira-sae: skipped {len(found.skipped)} studies, the first {name} ({reason}); "
-            f"`maira-sae studies {folder}` counts them",
-            err=True,
+            f"maira-sae: skipped {which}; `maira-sae studies {folder}` counts them", err=True
         )
-    return found.studies
+    return found
 
 
 def endpoint_of(endpoint: str | None, llm: str | None, allow_remote: str | None) -> Any:

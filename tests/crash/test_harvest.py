@@ -11,8 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import write_studies
+from tests.e2e.test_cli import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +70,41 @@ def test_ranks_give_the_same_bytes_and_a_lost_one_is_made_up(checkpoint, broken_
     outcomes = drive(checkpoint, broken_studies, tmp_path, "ranks")
     assert set(outcomes) == {"1", "6", "11", "together"}
     assert set(outcomes.values()) == {"ok"}, outcomes
+
+
+def test_a_rank_of_torchrun_that_dies_is_made_up_by_one_process(
+    checkpoint, broken_studies, tmp_path
+):
+    def command(out):
+        return (
+            *("harvest", "--model", str(checkpoint), "--studies", str(broken_studies)),
+            *("--site", "llm.1.resid_post", "--studies-per-part", "4", "--out", str(out)),
+        )
+
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    died = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "-m", "tests.crash.ranked", *command(tmp_path / "a")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert died.returncode != 0 and "SIGKILL" in died.stderr, died.stderr
+    assert not (tmp_path / "a" / "manifest.json").exists()
+    assert not (tmp_path / "a" / "part-00001.json").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun sets it
+    try:
+        for out in (tmp_path / "a", tmp_path / "whole"):
+            assert run(*command(out)).returncode == 0
+    finally:
+        torch.set_num_threads(threads)
+    one, whole = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name[0] != "."}
+        for name in ("a", "whole")
+    )
+    assert one == whole
 
 
 def test_a_full_disk_ends_the_command_with_3(checkpoint, broken_studies, tmp_path):

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from hooks.files import ConfigError, FolderError
-from hooks.generation import Decoding, harvest_generated, read_generations, report_tokens
+from hooks.generation import (
+    Decoding,
+    generation_job,
+    harvest_generated,
+    read_generations,
+    report_tokens,
+)
 from hooks.harvest import HarvestConfig, harvest
 from hooks.roles import Role
 from hooks.sites import capture, resolve_sites
@@ -96,6 +102,14 @@ def test_the_same_text_teacher_forced_by_a_harvest(tmp_path):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def test_an_estimate_counts_the_longest_reports(model, processor, studies, ended, tmp_path):
+    config = HarvestConfig(SITES[:1], "report", "float32")
+    decoding = Decoding(LIMIT)
+    job = generation_job(model, processor, studies[:9], config, tmp_path / "a", decoding)
+    left, folder = job.estimate(), job.run()
+    assert folder is not None and left.tokens == 9 * LIMIT >= folder.n_tokens
 
 
 def test_run_again_is_not_computed(model, processor, studies, generated, monkeypatch):

@@ -18,7 +18,7 @@ from hooks.files import ConfigError, FolderError, StudyError, WriteError, write_
 from hooks.films import Films
 from hooks.harvest import Harvest, HarvestConfig, harvest
 from hooks.images import read_image
-from hooks.policies import PatchSample, check_roles
+from hooks.policies import PatchSample, check_roles, flag_roles
 from hooks.prompts import PromptRunner
 from hooks.roles import Role
 from hooks.rows import HostCopies
@@ -275,6 +275,19 @@ def test_roles_a_dictionary_was_not_trained_on(caplog):
         check_roles("report", "patches", "acts-c")
     with pytest.raises(ConfigError, match="did you mean 'report'"):
         check_roles("reports", "report", "acts-d")
+
+
+def test_a_use_on_tokens_of_other_roles_is_flagged(caplog):
+    with caplog.at_level(logging.WARNING):
+        flag_roles("published", (Role.REPORT, Role.IMAGE), "use-a")
+        flag_roles("", (Role.IMAGE,), "use-a")
+        flag_roles("published", (), "use-a")
+        assert not caplog.records
+        flag_roles("published", (Role.IMAGE,), "use-b")
+    (record,) = caplog.records
+    assert "use-b takes image tokens, and the dictionary was trained on clinical, report" in (
+        record.getMessage()
+    )
 
 
 @torch.no_grad()

@@ -9,8 +9,18 @@ from transformers import Dinov2Backbone, Dinov2Config, Dinov2Model, LlamaConfig,
 from hooks.files import CheckpointError, ConfigError, SiteError, StudyError
 from hooks.harvest import HarvestConfig
 from hooks.images import pixel_values, read_image
-from hooks.plain import FilmScale, Text, harvest_films, harvest_texts
+from hooks.plain import (
+    FilmScale,
+    Text,
+    films_job,
+    harvest_films,
+    harvest_texts,
+    reports_of,
+    texts_job,
+)
 from hooks.sites import capture, resolve_sites
+from hooks.studies import Skipped
+from hooks.study_list import Mapped, StudyList
 
 REPORTS = (
     "The heart is enlarged. There is a small left pleural effusion.",
@@ -92,6 +102,29 @@ def test_a_text_too_long_is_skipped_and_named(llama, tokenizer, tmp_path):
     assert folder.manifest["n_skipped"] == 1 and "long" not in set(folder.column("study"))
     with pytest.raises(StudyError, match="'long': length: "):
         harvest_texts(llama, tokenizer, texts, config, tmp_path / "b", max_tokens=60, strict=True)
+
+
+def test_both_are_estimated_before_they_start(llama, tokenizer, studies, tmp_path):
+    films = HarvestConfig(("vision.0.resid_post",), "patches", studies_per_part=5)
+    texts = HarvestConfig(("llm.0.resid_post",), studies_per_part=2)
+    for job in (
+        films_job(encoder(), studies[:8], films, tmp_path / "films", SCALE),
+        texts_job(llama, tokenizer, TEXTS, texts, tmp_path / "texts"),
+    ):
+        left, folder = job.estimate(), job.run()
+        assert folder is not None and left.tokens == folder.n_tokens and left.seconds > 0
+        assert left.bytes > sum(p.stat().st_size for p in folder.folder.glob("part-*.safetensors"))
+
+
+def test_reports_of_studies_are_texts_and_the_others_are_named(studies):
+    given = StudyList([studies[0], Skipped("x", "y"), *studies[1:3]])
+    silent = Mapped(given, lambda one: one.model_copy(update={"report": None}))
+    texts, skipped = reports_of(given)
+    assert list(texts) == [Text(s.id, s.report, s.patient) for s in studies[:3]]
+    assert list(skipped) == [Skipped("x", "y")]
+    assert [one.reason.split(":")[0] for one in reports_of(silent)[1]] == ["no report"] * 3
+    with pytest.raises(StudyError, match="'s0' has no report"):
+        reports_of(silent, strict=True)
 
 
 def test_scale_is_read_from_a_checkpoint(tmp_path, checkpoint):

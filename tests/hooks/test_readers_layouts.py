@@ -66,7 +66,7 @@ def test_folders_that_are_in_no_layout_or_in_two(write_layout, tmp_path):
 
 def test_collecting_refuses_leaks_and_nothing(write_layout, write_table, tmp_path):
     found = collect_studies(write_layout("images"))
-    assert len(found.studies) == 2 and len(found.skipped) == 4
+    assert len(found) == 2 and len(found.skipped) == 4
     folder = tmp_path / "other"
     write_table(folder / "t.csv", [{"image": "gone.png"}])
     with pytest.raises(StudyError, match=r"no study that can be read; 1 were skipped, gone\.png"):
@@ -76,7 +76,7 @@ def test_collecting_refuses_leaks_and_nothing(write_layout, write_table, tmp_pat
         for name, split in (("a", "train"), ("b", "test"))
     ]
     write_table(folder / "t.csv", rows)
-    with pytest.raises(StudyError, match="1 leaks between splits, the first: patient p is in"):
+    with pytest.raises(StudyError, match="1 leak between splits, the first: patient p is in"):
         collect_studies(folder)
 
 

@@ -165,12 +165,30 @@ def test_damaged_tables_name_file_and_row(folder):
     path.write_bytes(gzip.compress(b"dicom_id,subject_id,study\na,1,2\n"))
     with pytest.raises(StudyError, match=r"no column 'study_id' \(did you mean 'study'\?\)"):
         read(folder)
-    path.write_bytes(gzip.compress(b"dicom_id,subject_id,study_id\na,1,2\nb,1\n"))
-    with pytest.raises(StudyError, match=r"metadata\.csv\.gz row 2 has 2 fields, the header 3"):
+    path.write_bytes(gzip.compress(b'dicom_id,subject_id,study_id\na,1,"2\nb,1,3\n'))
+    with pytest.raises(StudyError, match=r"metadata\.csv\.gz line 3 is not CSV \(unexpected end"):
         read(folder)
     path.unlink()
     with pytest.raises(StudyError, match="download it into there"):
         read(folder)
+
+
+def test_malformed_rows_are_yielded_and_the_others_read(folder):
+    before, _ = read(folder)
+    path = folder / "mimic-cxr-2.0.0-metadata.csv.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    lines[3:3] = ["cut,off", '"stray" quote,1,2,,,,,']
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    studies, skipped = read(folder)
+    assert studies == before
+    assert "malformed row: row 3 has 2 fields, the header 8" in skipped[f"{path.name} row 3"]
+    assert "malformed row: row 4 has a stray quote" in skipped[f"{path.name} row 4"]
+    split = folder / "mimic-cxr-2.0.0-split.csv.gz"
+    lines = gzip.decompress(split.read_bytes()).decode().splitlines()
+    split.write_bytes(gzip.compress("\n".join([*lines, "a"]).encode()))
+    assert f"{split.name} row {len(lines)}" in read(folder)[1]
+    with pytest.raises(StudyError, match=r"row 3: malformed row.*--strict"):
+        list(read_studies(folder, strict=True))
 
 
 def write_many(folder, n_patients, write_table):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -82,15 +83,25 @@ def test_phrases_with_boxes(folder, write_table, kind):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (phrase("a", "x", (50, 0, 20, 4)), r"row 2: box .* is not on a film of 60×40 pixels"),
-        (phrase("a", "x", (5, 0, 0, 4)), "row 2: box"),
-        (phrase("a", "x", ("", 0, 1, 4)), "row 2 has a number that is none"),
+        (phrase("a", "x", (50, 0, 20, 4)), r"box .* is not on a film of 60×40 pixels"),
+        (phrase("a", "x", (5, 0, 0, 4)), "record is wrong: box"),
+        (phrase("a", "x", ("", 0, 1, 4)), "a number is none among"),
     ],
 )
-def test_boxes_off_the_film_are_refused(folder, write_table, row, message):
+def test_boxes_off_the_film_are_left_out_with_a_reason(folder, write_table, row, message):
     path = write_table(folder / CSV, [PHRASES[0], row])
-    with pytest.raises(StudyError, match=message):
-        list(with_ms_cxr(read_mimic(folder), path))
+    items = list(with_ms_cxr(read_mimic(folder), path))
+    assert sum(len(item.sentences) for item in items if isinstance(item, Study)) == 1
+    (reason,) = [i.reason for i in items if isinstance(i, Skipped) and i.study_id == "a"]
+    assert re.search(message, reason) and reason.endswith("row 2")
+    path = path.with_suffix(".json")
+    path.write_text(json.dumps(coco([PHRASES[0], row])))
+    (reason,) = [
+        i.reason
+        for i in with_ms_cxr(read_mimic(folder), path)
+        if isinstance(i, Skipped) and i.study_id == "a"
+    ]
+    assert re.search(message, reason) and reason.endswith("annotation 2")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("{}", "no 'images'")])
@@ -136,10 +147,12 @@ def test_changes_bring_their_own_pair_of_films(folder, write_table):
     assert ("s50000001", "two rows of changes") in kinds
 
 
-def test_an_unknown_change_is_refused(folder, write_table):
+def test_an_unknown_change_is_a_reason_to_skip(folder, write_table):
     rows = [pair("50000003", "50000003-AP", "50000002", "50000002-AP", edema="better")]
-    with pytest.raises(StudyError, match="row 1: field 'direction': Input should be 'improving'"):
-        list(with_ms_cxr_t(read_mimic(folder), write_table(folder / CSV_T, rows)))
+    items = list(with_ms_cxr_t(read_mimic(folder), write_table(folder / CSV_T, rows)))
+    (bad,) = [i for i in items if isinstance(i, Skipped) and i.study_id == "s50000003"]
+    assert "field 'direction': Input should be 'improving'" in bad.reason
+    assert bad.reason.endswith("row 1")
 
 
 def test_files_beside_the_tables_are_added(folder, write_table):

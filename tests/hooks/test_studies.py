@@ -6,7 +6,7 @@ import pytest
 
 from hooks.files import StudyError
 from hooks.readers import read_openi
-from hooks.studies import Study, iter_labels, read_folder, split_of
+from hooks.studies import Skipped, Study, iter_folder, iter_labels, read_folder, split_of
 
 
 def write(folder, *lines):
@@ -38,6 +38,20 @@ def test_folder_paths_are_relative_to_it(tmp_path):
 def test_bad_lines_are_named(tmp_path, lines, message):
     with pytest.raises(StudyError, match=message):
         read_folder(write(tmp_path, *lines))
+
+
+def test_bad_lines_are_left_out_with_their_reason(tmp_path):
+    good = '{"id": "a", "frontal": "f"}'
+    write(tmp_path, good, "{", good, '{"id": "b"}')
+    with (tmp_path / "studies.jsonl").open("ab") as file:
+        file.write(b'{"id": "caf\xe9"}\n')
+    study, *skipped = iter_folder(tmp_path)
+    assert isinstance(study, Study) and study.id == "a"
+    found = {one.study_id: one.reason for one in skipped if isinstance(one, Skipped)}
+    assert list(found) == ["line 2", "line 3", "line 4", "line 5"]
+    words = ("is not JSON", "repeats study id 'a'", "field 'frontal'", "is not UTF-8")
+    for reason, word in zip(found.values(), words, strict=True):
+        assert reason.startswith("malformed line: ") and word in reason
 
 
 def test_folder_without_studies_says_what_to_write(tmp_path):
