@@ -76,11 +76,11 @@ class Page:
         image
             A path is read as the model reads it; grey values are left as they are.
         size
-            Side of the square that the model's processor crops to; without it, heat covers the
-            whole film.
+            Side of the square that the model's processor crops to; without it, heat lies on the
+            centre square, which is the same but for roundings.
         """
         picture = read_image(image) if isinstance(image, Path) else image
-        grid = grid_of(*picture.size, size) if size else (0.0, 0.0, 1.0, 1.0)
+        grid = grid_of(*picture.size, size or min(picture.size))
         key = str(len(self._films))
         self._films[key] = _Film(picture, caption, grid)
         return key
