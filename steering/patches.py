@@ -55,7 +55,7 @@ class StoredPatches:
         self.sae, self.folder = sae, folder
         self.site = folder.check_site(sae.config.site)
         self._view, self._row, self._column = (
-            folder.column(name) for name in ("view", "row", "column")
+            folder.column(name) for name in ("view", "patch_row", "patch_column")
         )
         study, self._image = folder.column("study"), folder.column("role") == "image"
         self._rows: dict[str, tuple[int, int]] = {}

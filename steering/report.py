@@ -195,7 +195,7 @@ def _study(page: Page, run: SteeringRun, study: Study, own: Sequence[int]) -> di
         )
     return {
         "study": study.id,
-        "keys": list(keys.values()),
+        "film_keys": list(keys.values()),
         "layers": layers,
         "plain": run.effects[own[0]].before,
         "doses": [(_strength(run, s), pairs) for s, pairs in sorted(by_strength.items())],

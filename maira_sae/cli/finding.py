@@ -176,6 +176,9 @@ def history(
     study: StudyId,
     top: Annotated[int, typer.Option(help="Latents to name.")] = 10,
     labels: LabelsFolder = None,
+    named: Annotated[
+        bool, typer.Option("--named", help="Only latents with a label in --labels.")
+    ] = False,
     studies: Films = None,
     sae_folder: HeatSae = None,
     activations: HeatActs = None,
@@ -189,9 +192,11 @@ def history(
 
     if out is not None and studies is None:
         raise MairaSaeError("--out shows the two films; give --studies")
+    if named and labels is None:
+        raise MairaSaeError("--named keeps latents with a label; give --labels")
     place = Index(index_folder)
     names = names_of(labels, place.site)
-    found = film_pairs(place).highlights(study, top)
+    found = film_pairs(place).highlights(study, top, names if named else None)
     if out is not None and studies is not None:
         from steering.pages import write_history
 

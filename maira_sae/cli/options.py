@@ -184,7 +184,7 @@ def finish_reading(
     if out is not None:
         write_json(out / f"{name}.json", result)
         result["page"] = str(out / f"{name}.html")
-        text += f"\n{out / name}.html"
+        text = f"{text}\n{result['page']}"
     finish(result, as_json, "\n".join([*warnings, text, RESEARCH]))
 
 
