@@ -41,7 +41,7 @@ def add_films(
     """Put a study's films on a page; returns the key of each view."""
     paths = film_paths(study)
     wanted = [view for view in views or paths if view in paths]
-    return {view: page.film(paths[view], f"{study.id}, {view} film", size) for view in wanted}
+    return {view: page.film(paths[view], f"{view} film, {study.id}", size) for view in wanted}
 
 
 def add_heat(page: Page, name: str, keys: Mapping[str, str], heat: FilmHeat) -> int:
