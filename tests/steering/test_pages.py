@@ -75,7 +75,10 @@ def room(tmp_path_factory, checkpoint, processor, studies, studies_folder):
     (out / "labels" / "config.json").write_text(json.dumps({"site": SITE}))
     names = ["small left pleural effusion", "no pleural effusion", "<b>nodule</b>"]
     write_labels(
-        [Label(n, name, "reports", "x", None, "frontal", 1.0) for n, name in zip(often, names, strict=False)],
+        [
+            Label(n, name, "reports", "x", None, "frontal", 1.0)
+            for n, name in zip(often, names, strict=False)
+        ],
         out / "labels",
     )
     made = run("index", out / "sae", out / "acts", "--out", out / "index", "--json")
