@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hooks.files import versions, write_json
 from hooks.pages import Page
@@ -18,6 +18,8 @@ from steering.patches import FilmHeat
 
 COLOURS = ("#2b8cc4", "#c98500", "#3a9d74", "#b0568b", "#8a8f98")
 """Of arms, readable on light and dark ground."""
+AXES = {"kl": "KL, nats a token", "perplexity": "perplexity"}
+Row = TypeVar("Row", Dose, MeasuredDose)
 Series = Sequence[tuple[float, Figure | None]]
 
 
@@ -45,12 +47,17 @@ class SteeringRun:
     @property
     def doses(self) -> list[Dose]:
         """By arm and strength."""
-        return dose_response(self.effects)
+        return self._in_order(dose_response(self.effects))
 
     @property
     def measured(self) -> list[MeasuredDose]:
         """The unsteered model, then by arm and strength."""
-        return measured_doses(self.effects, self.measures)
+        return self._in_order(measured_doses(self.effects, self.measures))
+
+    def _in_order(self, rows: list[Row]) -> list[Row]:
+        """What belongs to no arm first, then the arms as they were given."""
+        place = {arm: i for i, arm in enumerate(self.arms)}
+        return sorted(rows, key=lambda row: place.get(row.arm, -1))
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -105,7 +112,7 @@ def dose_figure(series: Mapping[str, Series], y: str, plain: float | None = None
         yaxis={"title": {"text": y}, "rangemode": "tozero"},
         showlegend=True,
         legend={"orientation": "h", "y": 1.14},
-        margin={"l": 56, "r": 12, "t": 40, "b": 44},
+        margin={"l": 56, "r": 12, "t": 40, "b": 52},
     )
     return figure
 
@@ -174,7 +181,7 @@ def _figures(
                 plain = getattr(row, name)
             else:
                 lines.setdefault(row.arm, []).append((row.strength, getattr(row, name)))
-        figure = dose_figure(lines, name, plain.value if plain and name != "kl" else None)
+        figure = dose_figure(lines, AXES[name], plain.value if plain and name != "kl" else None)
         out.append((page.figure(figure), text))
     return out
 
