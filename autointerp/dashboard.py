@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from autointerp.evidence import Crop, OutputTokens, known_boxes, patch_map, token_texts
+from autointerp.evidence import OutputTokens, known_boxes, patch_map, token_texts
 from autointerp.features import IMAGES, Example, Features
 from autointerp.labels import Label
 from autointerp.scores import Score
 from autointerp.views import (
-    Corners,
     ExplorerData,
     FilmView,
     HeatView,
@@ -28,13 +27,13 @@ from autointerp.views import (
     TextView,
 )
 from hooks.files import ConfigError
-from hooks.images import read_image
+from hooks.images import grid_of, read_image
+from hooks.pages import CAREFUL
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 
 QUANTILES: tuple[str, ...] = ("p50", "p90", "p99")
 N_NEIGHBOURS = 8
-CAREFUL = "They may be of patients: keep to the terms of the data set, and do not pass them on."
 
 
 def explorer_from(
@@ -238,21 +237,6 @@ def _film(
     corners = tuple(("", (b.x_min, b.y_min, b.x_max, b.y_max)) for b in boxes)
     films[key] = FilmView(path, example.study, corners, grid_of(width, height, size))
     return key
-
-
-def grid_of(width: int, height: int, size: int) -> Corners:
-    """The part of a film that the model's patches cover, as fractions.
-
-    >>> grid_of(200, 100, 50)
-    (0.25, 0.0, 0.75, 1.0)
-    """
-    crop = Crop.of(width, height, size)
-    return (
-        crop.left / width,
-        crop.top / height,
-        (crop.left + crop.side) / width,
-        (crop.top + crop.side) / height,
-    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from autointerp.features import Example
 from hooks.files import ConfigError, StudyError
 from hooks.grounding import Box
-from hooks.images import read_image
+from hooks.images import Crop, read_image
 from hooks.studies import Study
 
 OPACITY = 0.65
@@ -71,31 +71,6 @@ def added_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
         texts.append(whole[len(before) :])
         before = whole
     return texts
-
-
-class Crop(NamedTuple):
-    """The square of an original film that a model saw, in its pixels."""
-
-    left: float
-    top: float
-    side: float
-
-    @classmethod
-    def of(cls, width: int, height: int, size: int) -> Crop:
-        """What is left by resizing the shortest edge to ``size`` and cropping the centre.
-
-        It undoes :func:`hooks.images.pixel_plane` with its roundings.
-        """
-        short = min(width, height)
-        wide, high = size * width // short, size * height // short
-        left, top = (wide - size) // 2, (high - size) // 2
-        return cls(left * width / wide, top * height / high, size * short / size)
-
-    def patch(self, row: int, column: int, shape: tuple[int, int]) -> tuple[float, ...]:
-        """``x0, y0, x1, y1`` of a patch in pixels of the film."""
-        high, wide = self.side / shape[0], self.side / shape[1]
-        x, y = self.left + column * wide, self.top + row * high
-        return x, y, x + wide, y + high
 
 
 def patch_map(example: Example) -> Float[np.ndarray, "rows columns"]:

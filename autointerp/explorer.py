@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +23,13 @@ from autointerp.views import (
 )
 from hooks.files import ConfigError, atomic_path
 from hooks.html import changed_words
+from hooks.pages import STEPS, asset, packed, page_json, plotly, steps
 
 SCRIPTS = ("store", "films", "charts", "list", "latent", "overview", "app")
 CHUNK = 16
 """Latents packed together: enough to see what they share, few enough to be quick."""
-STEPS = 255
-"""Activations are kept as this many shares of the largest of a latent's films, or of its texts."""
 FEWEST_FILM_BYTES = 0.3
 """Share of the page that films may claim before further examples of a latent."""
-SCALE = (
-    *("#440154", "#482878", "#3e4989", "#31688e", "#26828e"),
-    *("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"),
-)
-"""Viridis, at ten places: it differs from the film's greys and is even to colour-blind eyes."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,7 @@ class _Chosen:
             for latent, heats, texts in zip(self.data.latents, self.heats, self.texts, strict=True)
         ]
         return [
-            _packed(_json(details[start : start + CHUNK]).encode())
+            packed(page_json(details[start : start + CHUNK]).encode())
             for start in range(0, len(details), CHUNK)
         ]
 
@@ -205,7 +196,7 @@ class _Chosen:
                     **{"film": self.places[heat.film], "kind": heat.kind},
                     **{"modality": heat.modality, "peak": float(heat.values.max())},
                     **{"rows": heat.values.shape[0], "columns": heat.values.shape[1]},
-                    "bytes": base64.b64encode(_steps(heat.values, heat_top).tobytes()).decode(),
+                    "bytes": base64.b64encode(steps(heat.values, heat_top).tobytes()).decode(),
                 }
                 for heat in heats
             ],
@@ -215,7 +206,7 @@ class _Chosen:
                 {
                     **{"study": text.study, "kind": text.kind, "modality": text.modality},
                     **{"tokens": text.tokens, "peak": max(text.values, default=0.0)},
-                    "bytes": _steps(np.array(text.values), text_top).tolist(),
+                    "bytes": steps(np.array(text.values), text_top).tolist(),
                 }
                 for text in texts
             ],
@@ -282,7 +273,7 @@ class _Chosen:
         scorers = {score.scorer for score in first if score}
         content = {
             **{"subtitle": data.subtitle, "origin": data.origin, "facts": data.facts},
-            **{"latents": columns, "modalities": modalities, "chunk": CHUNK, "scale": SCALE},
+            **{"latents": columns, "modalities": modalities, "chunk": CHUNK},
             "baseline": data.baseline,
             "scorer": scorers.pop() if len(scorers) == 1 else "score",
             "films": films,
@@ -294,7 +285,7 @@ class _Chosen:
             "doses": [asdict(dose) for dose in data.doses],
             "holds": self._holds(stored),
         }
-        return _json(content)
+        return page_json(content)
 
     def _holds(self, stored: FilmSet | None) -> dict[str, Any]:
         """What the page holds, in words, for whoever is about to pass it on."""
@@ -340,36 +331,17 @@ def _firsts(items: Sequence[Any], count: int) -> list[Any]:
     return kept
 
 
-def _steps(values: np.ndarray, top: float) -> np.ndarray:
-    """Activations as bytes; one that fires at all is never 0."""
-    shares = np.clip(values.astype(float) / top, 0, 1) if top > 0 else np.zeros(values.shape)
-    return np.where(shares > 0, np.maximum(1, np.rint(STEPS * shares)), 0).astype(np.uint8)
-
-
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
-
-
-def _json(content: Any) -> str:
-    # A "<" could end the script element that holds the data.
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
-
-
-def _packed(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
 @lru_cache(maxsize=1)
 def _assets() -> tuple[str, str, str]:
     """Packed plotly.js, the style and the script."""
-    from plotly.offline import get_plotlyjs
-
-    folder = files("autointerp").joinpath("page")
-    style = folder.joinpath("explorer.css").read_text(encoding="utf-8")
-    parts = [folder.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    style = asset("hooks", "theme.css") + asset("autointerp", "explorer.css")
+    parts = [asset("hooks", "kit.js"), *(asset("autointerp", f"{name}.js") for name in SCRIPTS)]
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "})();"
-    return _packed(get_plotlyjs().encode()), style, script
+    return plotly(), style, script
 
 
 @lru_cache(maxsize=1)
@@ -377,5 +349,4 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    page = files("autointerp").joinpath("page", "explorer.html").read_text(encoding="utf-8")
-    return environment.from_string(page)
+    return environment.from_string(asset("autointerp", "explorer.html"))

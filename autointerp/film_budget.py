@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,53 +11,15 @@ from PIL import Image
 
 from autointerp.views import FilmView
 from hooks.files import StudyError
+from hooks.film_files import LADDER, Rung, StoredFilm, encode
 from hooks.images import read_image
 
-
-class Rung(NamedTuple):
-    """One way to store a film."""
-
-    side: int | None
-    """Longest side in pixels; ``None`` keeps the film's own size."""
-    quality: int | None
-    """Of WebP; ``None`` is lossless."""
-
-    @property
-    def words(self) -> str:
-        """As the page says it."""
-        size = "original resolution" if self.side is None else f"at most {self.side} px a side"
-        kind = "lossless" if self.quality is None else f"WebP quality {self.quality}"
-        return f"{size}, {kind}"
-
-
-LADDER = (
-    Rung(None, None),
-    Rung(None, 90),
-    Rung(None, 75),
-    Rung(1024, 75),
-    Rung(768, 70),
-    Rung(518, 70),
-    Rung(392, 60),
-)
-"""Best first: quality goes before resolution, and both before films. 518 px is MAIRA-2's input."""
 SAMPLE = 12
 """Films encoded to learn what a rung costs."""
 SAFETY = 1.1
 """The sample may be easier to encode than the rest."""
 HALVING = 0.5
 """What a further film of a latent is worth beside the film before it."""
-
-
-@dataclass(frozen=True)
-class StoredFilm:
-    """An encoded film."""
-
-    url: str
-    """``data:image/webp;base64,…``"""
-    width: int
-    height: int
-    shown: tuple[int, int]
-    """Width and height of the stored picture."""
 
 
 class FilmSet(NamedTuple):
@@ -70,22 +29,6 @@ class FilmSet(NamedTuple):
     rung: Rung
     left_out: int
     """Films that were asked for and did not fit."""
-
-
-def encode(image: Image.Image, rung: Rung) -> StoredFilm:
-    """The film on one rung. Its grey values are not windowed; only lossy rungs change any."""
-    shown = image.convert("L")
-    if rung.side is not None and max(shown.size) > rung.side:
-        scale = rung.side / max(shown.size)
-        size = (max(1, round(shown.width * scale)), max(1, round(shown.height * scale)))
-        shown = shown.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if rung.quality is None:
-        shown.convert("RGB").save(buffer, format="WEBP", lossless=True, quality=80)
-    else:
-        shown.convert("RGB").save(buffer, format="WEBP", quality=rung.quality, method=4)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return StoredFilm(f"data:image/webp;base64,{text}", image.width, image.height, shown.size)
 
 
 def ranking(wanted: Sequence[Sequence[str]]) -> list[str]:

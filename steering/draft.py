@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hooks.pages import RESEARCH
 from hooks.processor import Maira2Processor
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 from steering.edits import Edit
 from steering.generate import compare
 from steering.positions import Positions, Where
+from steering.sentences import split_sentences
 
-NOTICE = "For research, not for diagnosis."
+NOTICE = RESEARCH
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,35 @@ class Draft:
     """What it writes under them."""
 
     @property
+    def heading(self) -> str:
+        """What marks the text as edited, wherever it is shown: every edit, in words."""
+        edits = "; ".join(
+            f"latent {edit['latent']}{_named(edit)}: {edit['what']}" for edit in self.edits
+        )
+        return f"draft with edits: {edits}" if edits else "draft without edits"
+
+    @property
+    def marked(self) -> str:
+        """The text under its heading."""
+        return f"[{self.heading}]\n{self.text}"
+
+    @property
     def sentences(self) -> list[tuple[str, bool]]:
         """The draft's sentences, each with whether the plain report lacks it."""
-        before = set(_sentences(self.plain))
-        return [(sentence, sentence not in before) for sentence in _sentences(self.text)]
+        before = set(split_sentences(self.plain))
+        return [(sentence, sentence not in before) for sentence in split_sentences(self.text)]
 
     def __str__(self) -> str:
-        lines = [f"DRAFT of {self.study} under {len(self.edits)} edits at {self.site}. {NOTICE}"]
-        for edit in self.edits:
-            name = f" ({edit['name']})" if edit["name"] else ""
-            lines.append(f"edit: latent {edit['latent']}{name}: {edit['what']}, at {self.where}")
+        lines = [
+            f"[{self.heading}]",
+            f"Study {self.study}, edits at {self.site}, {self.where}. {NOTICE}",
+        ]
         marks = ("", "[differs] ")
         return "\n".join(lines + [marks[new] + sentence for sentence, new in self.sentences])
 
 
-def _sentences(text: str) -> list[str]:
-    return [f"{part.strip()}." for part in text.split(".") if part.strip()]
+def _named(edit: Mapping[str, Any]) -> str:
+    return f" ({edit['name']})" if edit["name"] else ""
 
 
 def draft(
@@ -58,10 +73,20 @@ def draft(
     *,
     where: Where | Positions = "all",
     names: Mapping[int, str] | None = None,
+    opening: str = "",
     max_new_tokens: int = 300,
 ) -> Draft:
     """Generate a study's report under ``edits``, beside the plain one, greedily."""
-    texts = compare(model, processor, study, sae, edits, where=where, max_new_tokens=max_new_tokens)
+    texts = compare(
+        model,
+        processor,
+        study,
+        sae,
+        edits,
+        where=where,
+        opening=opening,
+        max_new_tokens=max_new_tokens,
+    )
     listed = tuple(
         {**asdict(edit), "name": (names or {}).get(edit.latent), "what": str(edit)}
         for edit in edits

@@ -96,7 +96,11 @@ class Edit:
     def __str__(self) -> str:
         if self.mode == "ablate":
             return "ablate"
-        unit = "" if self.mode == "scale" else f" × {self.reference}"
+        unit = (
+            ""
+            if self.reference is None or self.mode == "scale"
+            else f" × {round(self.reference, 4)}"
+        )
         return f"{self.mode} {self.strength}{unit}"
 
     @property

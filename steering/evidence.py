@@ -25,7 +25,7 @@ from hooks.files import ConfigError
 from hooks.policies import check_roles
 from hooks.processor import Maira2Processor
 from hooks.prompts import encode_study
-from hooks.roles import Role
+from hooks.roles import Role, View
 from hooks.sites import observe, resolve_site, rewrite
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
@@ -170,6 +170,16 @@ class ReportReader:
         """Predicted drop without the latent on each patch alone."""
         direction = self.sae.W_dec[latent].detach().cpu().float()
         return reading.films.of(latent) * (reading.gradients[sentence].float() @ direction)
+
+    def by_film(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Numbers of all patches as one grid ``[rows, columns]`` for each film, by its view."""
+        out = {}
+        for view in View:
+            own = values[self.patches.view == int(view)]
+            if len(own):
+                side = round(len(own) ** 0.5)
+                out[view.name.lower()] = own.reshape(side, side)
+        return out
 
     @torch.no_grad()
     def without(

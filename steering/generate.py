@@ -268,14 +268,20 @@ def compare(
 
 @torch.no_grad()
 def generate_report(
-    model: Any, processor: Maira2Processor, study: Study, *, max_new_tokens: int = 300
+    model: Any,
+    processor: Maira2Processor,
+    study: Study,
+    *,
+    opening: str = "",
+    max_new_tokens: int = 300,
 ) -> str:
-    """A study's greedy report; under :func:`steered`, the steered one."""
-    inputs = prompt_inputs(model, processor, study)
+    """A study's greedy report; under :func:`steered`, the steered one. ``opening`` is in it."""
+    inputs = prompt_inputs(model, processor, study, opening)
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.tokenizer.decode(
+    said = processor.tokenizer.decode(
         ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    )
+    return (opening + said).strip()
 
 
 def prompt_inputs(

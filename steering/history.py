@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -42,16 +42,26 @@ class Pairs(NamedTuple):
         """Change of each latent in units of its scale."""
         return (self.now - self.before) / self.scale.clamp_min(1e-12)
 
-    def highlights(self, study: str, k: int = 10) -> list[Highlight]:
-        """The ``k`` latents that change most in one study, of those that do."""
+    def highlights(
+        self, study: str, k: int = 10, among: Collection[int] | None = None
+    ) -> list[Highlight]:
+        """The ``k`` latents that change most in one study, of those that do.
+
+        Parameters
+        ----------
+        among
+            Only these latents, such as those with a label.
+        """
         if study not in self.studies:
             raise ConfigError(f"study {study!r} has no pair of films here; choose one with a prior")
         i = self.studies.index(study)
         share = self.shares[i]
         out = []
-        for latent in share.abs().argsort(descending=True, stable=True)[:k].tolist():
-            if share[latent] == 0:
+        for latent in share.abs().argsort(descending=True, stable=True).tolist():
+            if share[latent] == 0 or len(out) == k:
                 break
+            if among is not None and latent not in among:
+                continue
             before, now = float(self.before[i, latent]), float(self.now[i, latent])
             kind = "grows" if now > before else "shrinks"
             kind = "appears" if before == 0 else "vanishes" if now == 0 else kind

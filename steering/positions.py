@@ -89,7 +89,7 @@ class Positions:
         given = [
             f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default
         ]
-        return f"Positions({', '.join(given)})"
+        return f"Positions({', '.join(given)})" if given else "everywhere"
 
     @property
     def everywhere(self) -> bool:

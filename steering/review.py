@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from hooks.files import ConfigError
 from hooks.processor import Maira2Processor
-from hooks.roles import View
 from hooks.studies import Study
 from sae.model import MatryoshkaSAE
 from steering.evidence import ReportReader
@@ -122,7 +120,7 @@ def review(
                     float(drops[place, s]),
                     float(score[place, s]),
                     float(reading.attributions[s, column[latent]]),
-                    _by_film(reader, reader.patch_attribution(reading, s, latent).numpy()),
+                    _lists(reader, reader.patch_attribution(reading, s, latent)),
                 )
             )
         said = []
@@ -155,12 +153,6 @@ def selective(drops: Float[Tensor, "n S"], contrast: float) -> Float[Tensor, "n 
     return drops - contrast * (taken.sum(1, keepdim=True) - taken)
 
 
-def _by_film(reader: ReportReader, values: np.ndarray) -> dict[str, list[list[float]]]:
-    """Numbers of all patches as one grid for each film."""
-    out = {}
-    for view in View:
-        own = values[reader.patches.view == int(view)]
-        if len(own):
-            side = round(len(own) ** 0.5)
-            out[view.name.lower()] = own.reshape(side, side).tolist()
-    return out
+def _lists(reader: ReportReader, values: Tensor) -> dict[str, list[list[float]]]:
+    """For JSON."""
+    return {view: grid.tolist() for view, grid in reader.by_film(values.numpy()).items()}

@@ -8,7 +8,7 @@ Letters: R rows of the index, F latents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +30,19 @@ from hooks.files import (
     seal,
     write_json,
 )
+from hooks.provenance import untrained_parts
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
+from steering.sentences import content_of
 from steering.weights import film_weights
 
 KIND = "index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REMEDY = "run `maira-sae index` to make it"
+LEAST_SHARE = 0.08
+"""Share of the rows in which a latent fires, to count in a likeness."""
+SHARED = 3
+"""Latents that are named for a likeness."""
 _FILES = ("config.json", "rows.json", "index.safetensors")
 
 
@@ -46,6 +52,9 @@ class Hit(NamedTuple):
     study: str
     patient: str
     score: float
+    latents: tuple[tuple[int, float], ...] = ()
+    """What found it, the most important first: latents with their share of their largest activation
+    in the index, or of a likeness with their part of it."""
 
 
 @torch.no_grad()
@@ -61,7 +70,12 @@ def build_index(
     """
     folder.check_trained(sae.config.policy)
     site = folder.check_site(sae.config.site)
-    config = {"site": site, "n_latents": sae.config.n_latents, "source": folder.manifest["files"]}
+    config = {
+        "site": site,
+        "n_latents": sae.config.n_latents,
+        "source": folder.manifest["files"],
+        "untrained": list(untrained_parts(folder.manifest["model"]["id"])),
+    }
     if is_sealed(out):
         if read_json(out / "config.json") != config:
             raise FolderError(f"{out} is the index of other activations; give a new folder")
@@ -100,7 +114,11 @@ class Index:
     def __init__(self, folder: Path) -> None:
         open_sealed(folder, KIND, FORMAT_VERSION, REMEDY)
         self.folder = folder
-        self.n_latents: int = read_json(folder / "config.json")["n_latents"]
+        config = read_json(folder / "config.json")
+        self.site: str = config["site"]
+        self.n_latents: int = config["n_latents"]
+        self.untrained: tuple[str, ...] = tuple(config["untrained"])
+        """Parts of the model that its record calls untrained."""
         self.rows: list[tuple[str, str, str]] = [tuple(r) for r in read_json(folder / "rows.json")]
         """Study, patient and kind of token of each row."""
         self._tensors = load_file(folder / "index.safetensors")
@@ -137,8 +155,13 @@ class Index:
             raise ConfigError("no latent was given; name at least one")
         names, values = self.take(kind)
         some = values[:, list(latents)]
-        scores = (some / some.amax(0).clamp_min(1e-12)).amax(1)
-        return _top(names, scores, k, set())
+        shares = some / some.amax(0).clamp_min(1e-12)
+        hits = _top(names, shares.amax(1), k, set())
+        at = {name: i for i, (name, _) in enumerate(names)}
+        return [
+            hit._replace(latents=_strongest(latents, shares[at[hit.study]], len(latents)))
+            for hit in hits
+        ]
 
     def like(self, study: str, k: int = 10, kind: str = "frontal") -> list[Hit]:
         """Studies of other patients most like one of the index."""
@@ -146,23 +169,88 @@ class Index:
         at = {name: i for i, (name, _) in enumerate(names)}
         if study not in at:
             raise ConfigError(f"{self.folder} has no {kind} of study {study!r}{nearest(study, at)}")
-        own = {names[at[study]][1]}
-        return _top(names, similarity(values, values[at[study]]), k, own)
+        return self.near(values[at[study]], k, kind, {names[at[study]][1]})
+
+    def near(
+        self,
+        query: Float[torch.Tensor, " F"],
+        k: int = 10,
+        kind: str = "frontal",
+        without: Collection[str] = (),
+    ) -> list[Hit]:
+        """Studies most like the largest activations of a film, patients in ``without`` left out."""
+        if len(query) != self.n_latents:
+            raise ConfigError(
+                f"the query has {len(query)} latents, {self.folder} has {self.n_latents}; give "
+                "those of the dictionary that made it"
+            )
+        names, values = self.take(kind)
+        parts = _parts(values, query)
+        hits = _top(names, parts.sum(1), k, without)
+        at = {name: i for i, (name, _) in enumerate(names)}
+        every = range(self.n_latents)
+        return [
+            hit._replace(latents=_strongest(every, parts[at[hit.study]] / hit.score, SHARED))
+            for hit in hits
+        ]
+
+
+def latents_named(names: Mapping[int, str], asked: str) -> list[int]:
+    """Latents whose label says what is asked for, equal labels first.
+
+    A label says it if it has every word of the question and denies as the question does.
+
+    >>> latents_named({1: "small pleural effusion", 2: "no pleural effusion"}, "pleural effusion")
+    [1]
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    words, denied = content_of(asked)
+    found = []
+    for latent, label in names.items():
+        said, denies = content_of(label)
+        if words and words <= said and denied == denies:
+            found.append((said != words, latent))
+    if not found:
+        raise ConfigError(
+            f"no label of {len(names)} says {asked!r}{nearest(asked, names.values())}; give words "
+            "of a label, or numbers of latents"
+        )
+    return [latent for _, latent in sorted(found)]
+
+
+def _strongest(
+    latents: Sequence[int], shares: Float[torch.Tensor, " n"], k: int
+) -> tuple[tuple[int, float], ...]:
+    order = shares.argsort(descending=True, stable=True)[:k].tolist()
+    return tuple((latents[i], float(shares[i])) for i in order if shares[i] > 0)
 
 
 def similarity(
     values: Float[torch.Tensor, "R F"],
     query: Float[torch.Tensor, " F"],
-    least_share: float = 0.08,
+    least_share: float = LEAST_SHARE,
 ) -> Float[torch.Tensor, " R"]:
     """Cosine of latents, each with its weight (:func:`steering.weights.film_weights`)."""
+    return _parts(values, query, least_share).sum(1)
+
+
+def _parts(
+    values: Float[torch.Tensor, "R F"],
+    query: Float[torch.Tensor, " F"],
+    least_share: float = LEAST_SHARE,
+) -> Float[torch.Tensor, "R F"]:
+    """What each latent adds to the likeness."""
     weight = film_weights(values, least_share)
-    a, b = values * weight, torch.minimum(query * weight, values.amax(0) * weight)
-    return (a @ b) / (a.norm(dim=1) * b.norm()).clamp_min(1e-12)
+    a, b = values * weight, torch.minimum(query, values.amax(0)) * weight
+    return a * b / (a.norm(dim=1, keepdim=True) * b.norm()).clamp_min(1e-12)
 
 
 def _top(
-    names: Sequence[tuple[str, str]], scores: torch.Tensor, k: int, without: set[str]
+    names: Sequence[tuple[str, str]], scores: torch.Tensor, k: int, without: Collection[str]
 ) -> list[Hit]:
     """The best ``k`` with a score above 0, ties in order, patients in ``without`` left out."""
     if k < 1:

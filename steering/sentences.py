@@ -88,7 +88,7 @@ def split_sentences(text: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if _WORD.search(part.lower())]
 
 
-def _content(sentence: str) -> tuple[frozenset[str], bool]:
+def content_of(sentence: str) -> tuple[frozenset[str], bool]:
     """Words that name a finding and its place, and whether the sentence denies it."""
     words = _WORD.findall(sentence.lower())
     kept = frozenset(w.removesuffix("s") for w in words if w not in _EMPTY | _DENIALS)
@@ -109,7 +109,7 @@ def by_rule(before: str, after: str, least: float = 0.5) -> Relation:
     >>> by_rule("Left pleural effusion.", "Left pneumothorax.")
     'unrelated'
     """
-    (one, denied), (two, now_denied) = _content(before), _content(after)
+    (one, denied), (two, now_denied) = content_of(before), content_of(after)
     if not one or not two:
         return "same" if one == two and denied == now_denied else "unrelated"
     both = len(one & two)

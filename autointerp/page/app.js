@@ -50,15 +50,6 @@ function step(by) {
   openLatent(found[now < 0 ? 0 : Math.min(found.length - 1, Math.max(0, now + by))]);
 }
 
-const THEMES = {auto: "Theme: system", light: "Theme: light", dark: "Theme: dark"};
-function setTheme(name) {
-  document.documentElement.dataset.theme = name;
-  at("theme").textContent = THEMES[name];
-  remember("theme", name);
-  redrawCharts();
-}
-const nextTheme = () => setTheme({auto: "light", light: "dark", dark: "auto"}[document.documentElement.dataset.theme]);
-
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const field = event.target.closest("input, select, textarea"), inSearch = field === at("search");

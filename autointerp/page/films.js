@@ -1,26 +1,3 @@
-// Films under heat: the film's own pixels below, the patch map in a scale that colour-blind eyes can read above.
-const VIRIDIS = INDEX.scale.map(hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)));
-const LOOKUP = Array.from({length: 256}, (_, byte) => {
-  const place = byte / 255 * (VIRIDIS.length - 1), low = Math.min(Math.floor(place), VIRIDIS.length - 2), share = place - low;
-  return VIRIDIS[low].map((value, i) => Math.round(value + share * (VIRIDIS[low + 1][i] - value)));
-});
-const percentOf = value => (100 * value).toFixed(3) + "%";
-const place = ([left, top, right, bottom]) =>
-  `left:${percentOf(left)};top:${percentOf(top)};width:${percentOf(right - left)};height:${percentOf(bottom - top)}`;
-
-function heatCanvas(heat, bytes) {
-  const canvas = make("canvas", {class: "heat", width: heat.columns, height: heat.rows, "aria-hidden": "true"});
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(heat.columns, heat.rows);
-  bytes.forEach((byte, i) => {
-    const [red, green, blue] = LOOKUP[byte];
-    // A silent patch is clear; a weak one already shows, so that it is not taken for silence.
-    image.data.set([red, green, blue, byte === 0 ? 0 : Math.round(90 + 165 * byte / 255)], 4 * i);
-  });
-  context.putImageData(image, 0, 0);
-  return canvas;
-}
-
 // A film with its heat (or none) and boxes. onvalue hears which patch the pointer is on.
 function filmFrame(film, heat = null, top = 0, onvalue = null) {
   const source = filmSource(film);
@@ -78,23 +55,8 @@ function enlargeFilms(heats, top, start) {
   dialog.showModal();
 }
 
-function setOpacity(share) {
-  document.body.style.setProperty("--heat", share);
-  for (const slider of document.querySelectorAll("input.opacity")) {
-    slider.value = Math.round(100 * share);
-    slider.setAttribute("aria-valuetext", `${slider.value} percent`);
-  }
-  remember("heat", share);
-}
-function setBoxes(shown) {
-  document.body.classList.toggle("no-boxes", !shown);
-  for (const box of document.querySelectorAll("input.boxes")) box.checked = shown;
-}
-const heatNow = () => parseFloat(document.body.style.getPropertyValue("--heat") || "0.6");
-const boxesNow = () => !document.body.classList.contains("no-boxes");
-
 function filmControls(top) {
-  const stops = INDEX.scale.join(",");
+  const stops = SCALE.join(",");
   return make("div", {class: "controls"},
     make("label", {}, "Heat ", make("input", {type: "range", class: "opacity", min: 0, max: 100, value: Math.round(100 * heatNow()), oninput: event => setOpacity(event.target.value / 100)})),
     make("label", {}, make("input", {type: "checkbox", class: "boxes", checked: boxesNow(), onchange: event => setBoxes(event.target.checked)}), " boxes"),

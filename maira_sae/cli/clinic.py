@@ -1,137 +1,119 @@
-"""index, search, history, review, draft. For research, not for diagnosis."""
+"""review, draft: one study's report. For research, not for diagnosis."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hooks.files import MairaSaeError, StudyError, nearest
+from hooks.files import MairaSaeError
 from maira_sae.cli.app import app
 from maira_sae.cli.options import (
     ActivationsFolder,
+    BoxOption,
     Dtype,
     Json,
+    LabelsFolder,
     ModelFolder,
+    Out,
     SaeFolder,
     StudiesFolder,
-    device_map,
-    finish,
-    load_studies,
-    numbers,
+    StudyId,
+    ViewOption,
+    Where,
+    finish_reading,
+    load_both,
+    names_of,
+    positions,
+    reading_page,
+    study_of,
+    warned,
 )
 
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="Index folder.")]
-StudyId = Annotated[str, typer.Option(help="Study id.")]
-NOTICE = "For research, not for diagnosis."
-
-
-@app.command(epilog="Example: `maira-sae index vision-sae/ vision-acts/ --out index/`")
-def index(
-    sae_folder: SaeFolder,
-    activations: ActivationsFolder,
-    out: Annotated[Path, typer.Option(help="Index folder to make.")],
-    as_json: Json = False,
-) -> None:
-    """Summarise every study by the largest activation of each latent, for search and history."""
-    from hooks.store import ActivationFolder
-    from sae import MatryoshkaSAE
-    from steering.search import build_index
-
-    sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
-    made = build_index(sae, folder, out)
-    result = {"out": str(out), "rows": len(made.rows), "kinds": made.kinds, "notice": NOTICE}
-    finish(result, as_json, f"{out}: {len(made.rows)} rows of {made.kinds}")
-
-
-@app.command(epilog="Example: `maira-sae search index/ --latents 26,62 --top 10`")
-def search(
-    index_folder: IndexFolder,
-    latents: Annotated[str | None, typer.Option(help="Comma-separated latents.")] = None,
-    like: Annotated[str | None, typer.Option(help="Id of a study in the index.")] = None,
-    kind: Annotated[str, typer.Option(help="frontal, lateral, prior, report …")] = "frontal",
-    top: Annotated[int, typer.Option(help="Studies to name.")] = 10,
-    as_json: Json = False,
-) -> None:
-    """Name the studies in which latents are strongest, or that are most like one study."""
-    from steering.search import Index
-
-    if (latents is None) == (like is None):
-        raise MairaSaeError("give --latents or --like, one of them")
-    found = Index(index_folder)
-    if like is not None:
-        hits = found.like(like, top, kind)
-    else:
-        hits = found.by_latents(numbers(latents or "", "--latents", int), top, kind)
-    text = "\n".join([f"{hit.score:.3f}  {hit.study}" for hit in hits] + [NOTICE])
-    finish({"hits": [hit._asdict() for hit in hits], "notice": NOTICE}, as_json, text)
-
-
-@app.command(epilog="Example: `maira-sae history index/ --study s50`")
-def history(
-    index_folder: IndexFolder,
-    study: StudyId,
-    top: Annotated[int, typer.Option(help="Latents to name.")] = 10,
-    as_json: Json = False,
-) -> None:
-    """Name the latents that appear, vanish or change between the prior and the current film."""
-    from steering.history import film_pairs
-    from steering.search import Index
-
-    found = film_pairs(Index(index_folder)).highlights(study, top)
-    lines = [f"latent {h.latent} {h.kind}: {h.before:.3g} to {h.now:.3g}" for h in found]
-    result = {"study": study, "highlights": [h._asdict() for h in found], "notice": NOTICE}
-    finish(result, as_json, "\n".join([*(lines or ["no latent changes"]), NOTICE]))
-
-
-def _loaded(model: str, studies: Path, study: str, dtype: str) -> tuple[Any, Any, Any]:
-    from hooks.maira2 import load_model
-    from hooks.processor import load_processor
-
-    records = {record.id: record for record in load_studies(studies)}
-    if study not in records:
-        raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
-    loaded = load_model(model, dtype=dtype, device_map=device_map())
-    return loaded, load_processor(model), records[study]
+Changes = Annotated[list[str] | None, typer.Option(help="latent=strength, in p99; repeat.")]
 
 
 @app.command(
-    epilog="Example: `maira-sae review vision-sae/ --model maira-2/ --studies mimic/ --study s50`"
+    epilog="Example: `maira-sae review vision-sae/ --model maira-2/ --studies mimic/ --study s50 "
+    "--labels labels/ --out review/`"
 )
 def review(
     sae_folder: SaeFolder,
     model: ModelFolder,
     studies: StudiesFolder,
     study: StudyId,
+    report: Annotated[
+        Path | None, typer.Option(help="Text file to review in place of the study's report.")
+    ] = None,
     text_sae: Annotated[Path | None, typer.Option(help="SAE of the words.")] = None,
+    labels: LabelsFolder = None,
+    text_labels: Annotated[Path | None, typer.Option(help="Labels folder of --text-sae.")] = None,
     least_support: Annotated[float, typer.Option(help="Nats below which it is flagged.")] = 4.0,
     dtype: Dtype = "auto",
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Name the image latents behind each sentence of a report, and flag what has none."""
+    from hooks.provenance import untrained_parts
     from sae import MatryoshkaSAE
+    from steering.pages import name_of, write_review
     from steering.review import ReviewConfig
     from steering.review import review as run
 
+    if text_labels is not None and text_sae is None:
+        raise MairaSaeError("--text-labels names the latents of --text-sae; give both")
     sae = MatryoshkaSAE.from_pretrained(sae_folder)
+    names = names_of(labels, sae.config.site)
     words = MatryoshkaSAE.from_pretrained(text_sae) if text_sae is not None else None
-    loaded, processor, record = _loaded(model, studies, study, dtype)
+    text_names = names_of(text_labels, words.config.site) if words is not None else {}
+    record = study_of(studies, study)
+    if report is not None:
+        record = record.model_copy(update={"report": _text_of(report)})
+    loaded, processor = load_both(model, dtype)
     config = ReviewConfig(least_support=least_support)
-    found = run(loaded, processor, record, sae, text_sae=words, config=config)
+    found = run(
+        loaded,
+        processor,
+        record,
+        sae,
+        text_sae=words,
+        names=names,
+        text_names=text_names,
+        config=config,
+    )
+    untrained = untrained_parts(model, loaded)
+    if out is not None:
+        write_review(
+            out / "review.html",
+            reading_page(
+                f"Review of {study}",
+                {"model": model, "site": sae.config.site, "report": report or "the study's own"},
+                warned(untrained),
+                "What each sentence of the report rests on: image latents, and their patches.",
+            ),
+            record,
+            found,
+            least_support=least_support,
+            size=processor.image_size,
+        )
     lines = []
     for one in found:
-        behind = ", ".join(f"{e.latent} ({e.drop:.2f})" for e in one.image) or "none"
+        behind = ", ".join(f"{name_of(e.latent, names)} {e.drop:.2f}" for e in one.image) or "none"
         flag = "" if one.supported else "UNSUPPORTED "
         lines.append(f"{flag}{one.text}\n  support {one.support:.2f}; latents {behind}")
-    result = {"study": study, "sentences": [asdict(one) for one in found], "notice": NOTICE}
-    finish(result, as_json, "\n".join([*lines, NOTICE]))
+    result = {
+        "study": study,
+        "sentences": [asdict(one) for one in found],
+        "unsupported": [one.text for one in found if not one.supported],
+    }
+    finish_reading(result, untrained, as_json, "\n".join(lines), out, "review")
 
 
 @app.command(
     epilog="Example: `maira-sae draft sae/ acts/ --model maira-2/ --studies mimic/ --study s50 "
-    "--clamp 12=2 --ablate 7`"
+    "--clamp 12=2 --ablate 7 --out draft/`"
 )
 def draft(
     sae_folder: SaeFolder,
@@ -139,33 +121,93 @@ def draft(
     model: ModelFolder,
     studies: StudiesFolder,
     study: StudyId,
-    clamp: Annotated[
-        list[str] | None, typer.Option(help="latent=strength, in p99; repeat.")
-    ] = None,
+    add: Changes = None,
+    clamp: Changes = None,
+    minimum: Changes = None,
+    scale: Annotated[list[str] | None, typer.Option(help="latent=factor; repeat.")] = None,
     ablate: Annotated[list[int] | None, typer.Option(help="Latent; repeat.")] = None,
+    where: Where = "all",
+    view: ViewOption = None,
+    box: BoxOption = None,
+    opening: Annotated[str, typer.Option(help="First words of the report.")] = "",
+    labels: LabelsFolder = None,
     max_new_tokens: int = 300,
     dtype: Dtype = "auto",
+    out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Generate a report under chosen edits; every edit is listed with it."""
+    """Generate a report under chosen edits; the text is marked as edited, every edit listed."""
+    from hooks.provenance import untrained_parts
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
     from steering import Edit, measure_references
     from steering.draft import draft as run
 
-    wanted: dict[int, float] = {}
-    for pair in clamp or []:
-        latent, _, strength = pair.partition("=")
-        try:
-            wanted[int(latent)] = float(strength)
-        except ValueError:
-            raise MairaSaeError(f"--clamp is {pair!r}; write one like 12=2") from None
+    by_mode = {"add": add, "clamp": clamp, "minimum": minimum, "scale": scale}
+    wanted = [
+        (mode, *_change(pair, f"--{mode}"))
+        for mode, pairs in by_mode.items()
+        for pair in pairs or []
+    ]
+    places = positions(where, view, box)
     sae = MatryoshkaSAE.from_pretrained(sae_folder)
+    names = names_of(labels, sae.config.site)
     edits = [Edit(latent, mode="ablate") for latent in ablate or []]
     if wanted:
-        references = measure_references(sae, ActivationFolder(activations), list(wanted))
-        edits += [references.edit(latent, s, "clamp") for latent, s in wanted.items()]
-    loaded, processor, record = _loaded(model, studies, study, dtype)
-    made = run(loaded, processor, record, sae, edits, max_new_tokens=max_new_tokens)
-    result = {**asdict(made), "sentences": made.sentences, "notice": NOTICE}
-    finish(result, as_json, str(made))
+        folder = ActivationFolder(activations)
+        references = measure_references(sae, folder, [latent for _, latent, _ in wanted])
+        edits += [references.edit(latent, s, mode) for mode, latent, s in wanted]  # pyright: ignore
+    record = study_of(studies, study)
+    loaded, processor = load_both(model, dtype)
+    made = run(
+        loaded,
+        processor,
+        record,
+        sae,
+        edits,
+        where=places,
+        names=names,
+        opening=opening,
+        max_new_tokens=max_new_tokens,
+    )
+    untrained = untrained_parts(model, loaded)
+    if out is not None:
+        from steering.pages import write_draft
+        from steering.patches import sees_patches, study_heat
+
+        latents = [edit.latent for edit in edits]
+        seen = sees_patches(sae) and bool(latents)
+        write_draft(
+            out / "draft.html",
+            reading_page(
+                f"Draft of {study}, with edits",
+                {"model": model, "site": sae.config.site, "where": made.where, "opening": opening},
+                warned(untrained),
+                "This text is not the model's own reading of the films: it was written under the "
+                "edits below.",
+            ),
+            record,
+            made,
+            heat=study_heat(loaded, processor, sae, record, latents) if seen else None,
+            size=processor.image_size,
+        )
+    result = {
+        **asdict(made),
+        **{"heading": made.heading, "marked": made.marked, "sentences": made.sentences},
+    }
+    finish_reading(result, untrained, as_json, str(made), out, "draft")
+
+
+def _change(pair: str, option: str) -> tuple[int, float]:
+    """A latent and a strength from words like ``12=2``."""
+    latent, _, strength = pair.partition("=")
+    try:
+        return int(latent), float(strength)
+    except ValueError:
+        raise MairaSaeError(f"{option} is {pair!r}; write one like 12=2") from None
+
+
+def _text_of(path: Path) -> str:
+    if not path.is_file():
+        raise MairaSaeError(f"--report {path} is no file; give a text file")
+    return path.read_text(encoding="utf-8").strip()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from hooks.files import MairaSaeError
+from hooks.files import MairaSaeError, write_json
+from hooks.pages import RESEARCH
 
 if TYPE_CHECKING:
     from hooks.study_list import StudyList
@@ -25,12 +26,24 @@ StudiesFolder = Annotated[
 ]
 SaeFolder = Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")]
 ActivationsFolder = Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")]
+StudyId = Annotated[str, typer.Option("--study", help="Study id.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the record, as JSON, and the page, as HTML.")
+]
+Where = Annotated[str, typer.Option(help="all, prompt or generated.")]
+ViewOption = Annotated[str | None, typer.Option(help="Only patches of frontal, lateral, prior.")]
+BoxOption = Annotated[
+    str | None, typer.Option(help="Only patches in a box: x0,y0,x1,y1 as fractions.")
+]
 Endpoint = Annotated[
     str | None,
     typer.Option(help="Base URL of an OpenAI-compatible server; without it, word statistics."),
 ]
 Llm = Annotated[str | None, typer.Option(help="Model name at the endpoint.")]
 AllowRemote = Annotated[str | None, typer.Option(help="Host that report text may be sent to.")]
+LabelsFolder = Annotated[
+    Path | None, typer.Option("--labels", help="Labels folder: latents are shown by their names.")
+]
 Dtype = Annotated[str, typer.Option(help="Dtype the model runs in: auto, float32, bfloat16 …")]
 
 
@@ -77,6 +90,79 @@ def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
         raise MairaSaeError(f"{option} is {text!r}; write numbers like 12,77") from None
 
 
+def names_of(labels: Path | None, site: str) -> dict[int, str]:
+    """Labels by latent, of a labels folder that must be of a dictionary at ``site``."""
+    from autointerp import read_labels
+    from hooks.files import read_json
+
+    if labels is None:
+        return {}
+    found = read_labels(labels)
+    said = read_json(labels / "config.json")["site"]
+    if said != site:
+        raise MairaSaeError(
+            f"{labels} names latents at {said}, and these are at {site}; give theirs"
+        )
+    return {one.latent: one.label for one in found if one.label is not None}
+
+
+def study_of(folder: Path, study: str) -> Any:
+    """One study of a folder."""
+    from hooks.files import StudyError, nearest
+
+    records = {record.id: record for record in load_studies(folder)}
+    if study not in records:
+        raise StudyError(f"{folder} has no study {study!r}{nearest(study, records)}")
+    return records[study]
+
+
+def positions(
+    where: str,
+    view: str | None = None,
+    box: str | None = None,
+    sections: str = "",
+    sentences: str = "",
+    window: str | None = None,
+) -> Any:
+    """Where edits act, from the flags."""
+    from dataclasses import replace
+
+    from hooks.files import nearest
+    from hooks.grounding import Box
+    from hooks.roles import View
+    from steering import Positions
+
+    places = Positions.of(where)
+    if view is not None:
+        names = [one.name.lower() for one in View]
+        if view not in names:
+            raise MairaSaeError(f"unknown view {view!r}{nearest(view, names)}; choose from {names}")
+        places = replace(places, view=View[view.upper()])
+    if box is not None:
+        corners = numbers(box, "--box", float)
+        if len(corners) != 4:
+            raise MairaSaeError(f"--box is {box!r}; write four fractions like 0.5,0.5,1,1")
+        places = replace(places, box=Box(*corners))
+    if sections:
+        places = replace(places, sections=tuple(sections.split(",")))  # pyright: ignore
+    if sentences:
+        places = replace(places, sentences=numbers(sentences, "--sentences", int))
+    if window is not None:
+        ends = numbers(window, "--window", int)
+        if len(ends) != 2:
+            raise MairaSaeError(f"--window is {window!r}; write two positions like 0,64")
+        places = replace(places, window=ends)
+    return places
+
+
+def warned(untrained: tuple[str, ...]) -> list[str]:
+    """What is said above everything else, of a model with untrained parts."""
+    from hooks.provenance import warning_of
+
+    warning = warning_of(untrained)
+    return [warning] if warning else []
+
+
 def own_device() -> Any:
     """The device of one process among several on a machine."""
     import torch
@@ -88,3 +174,36 @@ def device_map() -> str | None:
     import torch
 
     return "auto" if torch.cuda.is_available() else None
+
+
+def finish_reading(
+    result: dict[str, Any],
+    untrained: tuple[str, ...],
+    as_json: bool,
+    text: str,
+    out: Path | None = None,
+    name: str = "",
+) -> None:
+    """Print the result, with what it must not be taken for; write it beside its page."""
+    warnings = warned(untrained)
+    result = {**result, "notice": RESEARCH, "warnings": warnings}
+    if out is not None:
+        write_json(out / f"{name}.json", result)
+        result["page"] = str(out / f"{name}.html")
+        text = f"{text}\n{result['page']}"
+    finish(result, as_json, "\n".join([*warnings, text, RESEARCH]))
+
+
+def reading_page(
+    title: str, facts: Mapping[str, object], warnings: Sequence[str], lead: str = ""
+) -> Any:
+    from hooks.pages import Page
+
+    return Page(title, lead, facts, warnings)
+
+
+def load_both(model: str, dtype: str) -> tuple[Any, Any]:
+    from hooks.maira2 import load_model
+    from hooks.processor import load_processor
+
+    return load_model(model, dtype=dtype, device_map=device_map()), load_processor(model)

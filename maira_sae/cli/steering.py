@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hooks.files import MairaSaeError, StudyError, nearest
+from hooks.files import EndpointError, MairaSaeError, StudyError, nearest
 from maira_sae.cli.app import app
 from maira_sae.cli.options import (
     ActivationsFolder,
+    AllowRemote,
+    BoxOption,
     Dtype,
     Json,
+    LabelsFolder,
+    Llm,
     ModelFolder,
     SaeFolder,
     StudiesFolder,
+    ViewOption,
+    Where,
     device_map,
+    endpoint_of,
     finish,
     load_studies,
+    names_of,
     numbers,
+    positions,
+    warned,
 )
 
 
 @app.command(
     epilog="Example: `maira-sae steer sae/ acts/ --model maira-2/ --studies mimic/ --study s50 "
-    "--latent 12 --strength 2`"
+    "--latent 12 --strength 2 --out steering/`"
 )
 def steer(
     sae_folder: SaeFolder,
@@ -42,8 +53,9 @@ def steer(
         str, typer.Option(help="Words of the concept, by comma; other changes are side effects.")
     ] = "",
     out: Annotated[
-        Path, typer.Option(help="Folder for the records and page of --studies-n.")
-    ] = Path("steering-out"),
+        Path | None,
+        typer.Option(help="Folder for effects.json and report.html; a random latent runs beside."),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(help="In units of the latent's 99th percentile; of scale, the factor."),
@@ -51,168 +63,144 @@ def steer(
     mode: Annotated[
         str, typer.Option(help="add, scale, clamp, minimum (clamp from below) or ablate.")
     ] = "add",
-    where: Annotated[str, typer.Option(help="all, prompt or generated.")] = "all",
-    view: Annotated[str | None, typer.Option(help="Only patches of frontal, lateral, prior.")] = (
-        None
-    ),
-    box: Annotated[
-        str | None, typer.Option(help="Only patches in a box: x0,y0,x1,y1 as fractions.")
-    ] = None,
+    where: Where = "all",
+    view: ViewOption = None,
+    box: BoxOption = None,
     sections: Annotated[str, typer.Option(help="Only prompt sections, by comma.")] = "",
     sentences: Annotated[str, typer.Option(help="Only report sentences, from 0, by comma.")] = "",
     window: Annotated[str | None, typer.Option(help="Only positions: first,end.")] = None,
     opening: Annotated[str, typer.Option(help="First words of the report.")] = "",
+    labels: LabelsFolder = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible server that judges entailment both ways."),
+    ] = None,
+    llm: Llm = None,
+    allow_remote: AllowRemote = None,
+    radfact: Annotated[
+        Path | None, typer.Option(help="Also write RadFact's input: .csv, or .json if grounded.")
+    ] = None,
     max_new_tokens: int = 300,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Generate a study's report with a latent turned up or down, beside the plain one."""
+    """Generate a study's report with a latent turned up or down, beside the plain one.
+
+    With --out, or over several studies, a random latent that fires as often runs beside it, and a
+    page shows films, reports, KL, perplexity, repetition, and with --endpoint entailment.
+    """
     from hooks.maira2 import load_model
     from hooks.processor import load_processor
+    from hooks.provenance import untrained_parts
     from hooks.store import ActivationFolder
     from sae import MatryoshkaSAE
     from steering import Edit, compare, measure_references
+    from steering.entailment import write_radfact
+    from steering.run import run_steering
 
     if (study is None) == (studies_n is None):
         raise MairaSaeError("give --study or --studies-n, one of them")
-    places = _positions(where, view, box, sections, sentences, window)
+    if studies_n is not None and strength is not None:
+        raise MairaSaeError("--strength is for --study; several studies take --sweep 1,2")
+    judge = endpoint_of(endpoint, llm, allow_remote)
+    if out is None and studies_n is not None:
+        out = Path("steering-out")
+    if out is None and (judge is not None or radfact is not None):
+        raise MairaSaeError("--endpoint and --radfact judge what --out holds; give a folder")
+    words = [word.strip() for word in target.split(",") if word.strip()]
+    if studies_n is not None and not words:
+        raise MairaSaeError("--target names no word; a sweep needs it to tell side effects apart")
+    places = positions(where, view, box, sections, sentences, window)
     records = {record.id: record for record in load_studies(studies)}
     if study is not None and study not in records:
         raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
+    chosen = [records[study]] if study is not None else list(records.values())[:studies_n]
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
+    names = names_of(labels, sae.config.site)
     reference = measure_references(sae, folder, [latent]).of(latent)
+    edit = Edit(latent, strength, reference, mode) if study is not None else None  # pyright: ignore
     loaded = load_model(model, dtype=dtype, device_map=device_map())
     processor = load_processor(model)
-    if study is None:
-        assert studies_n is not None
-        chosen = list(records.values())[:studies_n]
-        result = _sweep(
-            *(loaded, processor, chosen, sae, folder, latent, mode),
-            *(numbers(sweep, "--sweep", float), target, places, max_new_tokens, out),
+    if out is None:
+        assert edit is not None
+        texts = compare(
+            loaded,
+            processor,
+            chosen[0],
+            sae,
+            [edit],
+            where=places,
+            opening=opening,
+            max_new_tokens=max_new_tokens,
         )
-        finish(result, as_json, f"{out / 'report.html'}: {len(chosen)} studies")
+        warnings = warned(untrained_parts(model, loaded))
+        result = {
+            **texts._asdict(),
+            **{"latent": latent, "name": names.get(latent), "mode": mode, "strength": strength},
+            **{"reference": reference, "study": study, "warnings": warnings},
+        }
+        text = f"before: {texts.before}\nafter:  {texts.after}"
+        finish(result, as_json, "\n".join([*warnings, text]))
         return
-    edit = Edit(latent, strength, reference, mode)  # pyright: ignore[reportArgumentType]
-    texts = compare(
+    strengths = (0.0,) if mode == "ablate" else (strength or 0.0,)
+    if study is None and mode != "ablate":
+        strengths = numbers(sweep, "--sweep", float)
+    done = run_steering(
         loaded,
         processor,
-        records[study],
+        chosen,
         sae,
-        [edit],
+        folder,
+        latent,
+        mode,  # pyright: ignore[reportArgumentType]
+        strengths,
+        words,
         where=places,
         opening=opening,
+        ask=_judge(judge, out) if judge is not None else None,
+        names=names,
+        checkpoint=model,
         max_new_tokens=max_new_tokens,
     )
+    done.write(out)
+    if radfact is not None:
+        reports = [
+            (f"{one.study} {one.arm} {one.strength:g}", one.after, one.before)
+            for one in done.effects
+        ]
+        write_radfact(reports, radfact)
+    record = done.record()
     result = {
-        **texts._asdict(),
-        **{"latent": latent, "mode": mode, "strength": strength, "reference": reference},
+        **{"out": str(out), **record["settings"], "warnings": record["warnings"]},
+        **{"doses": record["doses"], "measured": record["measured"]},
+        "radfact": None if radfact is None else str(radfact),
     }
-    finish(result, as_json, f"before: {texts.before}\nafter:  {texts.after}")
+    if study is not None:
+        first = done.effects[0]
+        result |= {"study": study, "strength": strength, "before": first.before}
+        result |= {"after": first.after, "measures": done.measures[0].record()}
+    n = len(chosen)
+    text = f"{out / 'report.html'}: {n} {'study' if n == 1 else 'studies'}"
+    finish(result, as_json, "\n".join([*record["warnings"], text]))
 
 
-def _positions(
-    where: str,
-    view: str | None,
-    box: str | None,
-    sections: str,
-    sentences: str,
-    window: str | None,
-) -> Any:
-    """Where the edits act, from the flags."""
-    from dataclasses import replace
+def _judge(where: Any, out: Path) -> Any:
+    """Asks the endpoint, each question once; a question that failed is missing."""
+    from autointerp import Client, Ledger, Request
 
-    from hooks.grounding import Box
-    from hooks.roles import View
-    from steering import Positions
+    out.mkdir(parents=True, exist_ok=True)
+    client = Client(where, Ledger(out / "ledger.sqlite"))
+    answered = False
 
-    places = Positions.of(where)
-    if view is not None:
-        names = [one.name.lower() for one in View]
-        if view not in names:
-            raise MairaSaeError(f"unknown view {view!r}{nearest(view, names)}; choose from {names}")
-        places = replace(places, view=View[view.upper()])
-    if box is not None:
-        corners = numbers(box, "--box", float)
-        if len(corners) != 4:
-            raise MairaSaeError(f"--box is {box!r}; write four fractions like 0.5,0.5,1,1")
-        places = replace(places, box=Box(*corners))
-    if sections:
-        places = replace(places, sections=tuple(sections.split(",")))  # pyright: ignore
-    if sentences:
-        places = replace(places, sentences=numbers(sentences, "--sentences", int))
-    if window is not None:
-        ends = numbers(window, "--window", int)
-        if len(ends) != 2:
-            raise MairaSaeError(f"--window is {window!r}; write two positions like 0,64")
-        places = replace(places, window=ends)
-    return places
+    def ask(messages: Sequence[dict[str, str]], schema: Any) -> str | None:
+        nonlocal answered
+        try:
+            reply = client.ask_all([Request(list(messages), 32, schema)])[0]
+        except EndpointError:
+            if not answered:  # nothing works yet: it is the endpoint, not the question
+                raise
+            return None
+        answered = True
+        return reply.text or None
 
-
-def _sweep(
-    model: Any,
-    processor: Any,
-    studies: Any,
-    sae: Any,
-    folder: Any,
-    latent: int,
-    mode: Any,
-    strengths: tuple[float, ...],
-    target: str,
-    places: Any,
-    max_new_tokens: int,
-    out: Path,
-) -> dict[str, Any]:
-    """Several studies at several strengths, beside a random latent that fires as often."""
-    import torch
-
-    from steering import Edit, matched_latent, measure_references
-    from steering.effects import names_any, records
-    from steering.sweep import RANDOM, STEERED, films_with_patches, sweep, write_folder
-
-    if mode == "ablate":
-        raise MairaSaeError("ablate has no strengths to sweep; use --mode scale --sweep 0,0.5")
-    words = [word.strip() for word in target.split(",") if word.strip()]
-    if not words:
-        raise MairaSaeError("--target names no word; a sweep needs it to tell side effects apart")
-    sample = folder.rows(sae.config.site, 0, min(folder.n_tokens, 50_000)).to(sae.W_dec)
-    with torch.no_grad():
-        fired = torch.zeros(sae.config.n_latents)
-        for part in sample.split(8192):
-            fired += (sae.encode(part) > 0).float().sum(0).cpu()
-    other = matched_latent(latent, fired / len(sample))
-    references = measure_references(sae, folder, [latent, other])
-    norms = sae.W_dec.detach().norm(dim=1)
-    length = float(norms[latent] / norms[other])
-
-    def edit(strength: float) -> Edit:
-        return references.edit(latent, strength, mode)
-
-    def control(strength: float) -> Edit:
-        """What it adds is as long as what the edit adds."""
-        reference = None if mode == "scale" else references.of(latent) * length
-        return Edit(other, strength, reference, mode)
-
-    effects = sweep(
-        model,
-        processor,
-        studies,
-        sae,
-        {STEERED: edit, RANDOM: control},
-        strengths,
-        names_any(words),
-        where=places,
-        max_new_tokens=max_new_tokens,
-    )
-    settings = {
-        "site": sae.config.site,
-        "latent": latent,
-        "random latent": other,
-        "mode": mode,
-        "reference": references.of(latent),
-        "target": ", ".join(words),
-        "where": str(places),
-        "studies": len(studies),
-    }
-    films = films_with_patches(model, processor, studies, sae, latent)
-    doses = write_folder(out, f"Steering latent {latent}", settings, effects, films)
-    return {"out": str(out), **settings, "doses": records(doses)}
+    return ask
