@@ -8,6 +8,7 @@ one read, on a connection that goes back to a stack.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import h11
 import httpx2
@@ -28,30 +29,36 @@ class _Connection:
         over = self.http.our_state is h11.IDLE and self.http.their_state is h11.IDLE
         return over and not self.reader.at_eof() and not self.writer.is_closing()
 
-    async def exchange(
-        self, head: h11.Request, body: bytes
-    ) -> tuple[h11.Response, bytes]:
-        """Send a request and read what comes back."""
+    async def exchange(self, head: h11.Request, body: bytes) -> tuple[h11.Response, bytes]:
+        """Send a request and read what comes back.
+
+        Raises
+        ------
+        h11.ProtocolError
+            If what comes is no complete reply.
+        """
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         self.writer.write(b"".join(self.http.send(event) or b"" for event in events))
         await self.writer.drain()
         answer: h11.Response | None = None
         parts: list[bytes] = []
-        while True:
-            event = self.http.next_event()
+        while not isinstance(event := self.http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 data = await self.reader.read(READ_BYTES)
                 if not data and answer is None:
-                    raise h11.RemoteProtocolError("the connection was closed before a reply came")
+                    break
                 self.http.receive_data(data)
             elif isinstance(event, h11.Response):
                 answer = event
             elif isinstance(event, h11.Data):
                 parts.append(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage) and answer is not None:
-                if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE:
-                    self.http.start_next_cycle()
-                return answer, b"".join(parts)
+            elif not isinstance(event, h11.InformationalResponse):
+                break
+        if answer is None:
+            raise h11.RemoteProtocolError("the connection was closed before a reply came")
+        if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE:
+            self.http.start_next_cycle()
+        return answer, b"".join(parts)
 
 
 class Direct(httpx2.AsyncBaseTransport):
@@ -109,8 +116,6 @@ class Direct(httpx2.AsyncBaseTransport):
         """Close what is open."""
         for connection in self._free:
             connection.writer.close()
-            try:
+            with suppress(OSError):
                 await connection.writer.wait_closed()
-            except OSError:
-                pass
         self._free = []
