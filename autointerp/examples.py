@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from autointerp.contrast import Contrast, label_groups, neighbours
+from autointerp.contrast import Contrast, label_groups
 from autointerp.excerpts import Excerpt, Excerpts
 from autointerp.features import IMAGES, KINDS, MODALITIES, SETS
 from autointerp.layout import Layout
+from autointerp.neighbours import neighbours
 from autointerp.sweep import PerModality, Sweep
 
 CHUNK_VALUES = 1 << 20
