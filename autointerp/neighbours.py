@@ -70,16 +70,18 @@ def _full(unit: Float[Tensor, "a d"], n: int) -> Int64[Tensor, "a n"]:
 def _screened(unit: Float[Tensor, "a d"], n: int) -> Int64[Tensor, "a n"]:
     rounded = unit.bfloat16()
     lost = (rounded.float() - unit).norm(dim=1)
-    # Cosines of bf16 are below 1.01. A sum of d products in fp32, in any order, errs by less than
-    # d · 2^-24 of the norms; its own rounding to bf16 comes on top.
-    bound = 1.01 * (lost + lost.max()) + ROUNDING + unit.shape[1] * 2.0**-23
+    # Norms of bf16 are below 1.01. A sum of d products in fp32, in any order, errs by less than
+    # d · 2^-24 of the norms; twice that also covers the rounding of the full precision itself.
+    bound = 1.01 * (lost + lost.max()) + unit.shape[1] * 2.0**-23
     found = []
     for start in range(0, len(unit), BLOCK):
         block = unit[start : start + BLOCK]
         rough = _without_itself(rounded[start : start + BLOCK] @ rounded.T, start)
         least = rough.topk(n, dim=1).values[:, -1].float()
-        floor = _below(least - 2 * bound[start : start + BLOCK])
-        place = np.flatnonzero((rough >= floor[:, None]).numpy())
+        apart = 2 * bound[start : start + BLOCK]
+        # The products themselves were rounded, both the least one and the one that is compared.
+        floor = least - apart - 4 * ROUNDING * (least.abs() + apart)
+        place = np.flatnonzero((rough >= floor.bfloat16()[:, None]).numpy())
         row, column = np.divmod(place, len(unit))
         ptr = offsets(torch.from_numpy(np.bincount(row, minlength=len(block))))
         cosine = sampled_dots(ptr, torch.from_numpy(column).int(), block, unit).numpy()
@@ -87,8 +89,3 @@ def _screened(unit: Float[Tensor, "a d"], n: int) -> Int64[Tensor, "a n"]:
         first = ptr[:-1].numpy()
         found.append(torch.from_numpy(column[order[first[:, None] + np.arange(n)]]))
     return torch.cat(found)
-
-
-def _below(values: Tensor) -> Tensor:
-    """In bf16, at most the values."""
-    return (values - values.abs() * ROUNDING).bfloat16()
