@@ -1,9 +1,9 @@
 """Every latent's statistics and examples in one pass over the rows, by modality.
 
 The pass reads each row once and encodes it once. Statistics run along; the non-zero activations go
-to an unnamed temporary file (8 bytes each) from which the chosen examples are read back in one walk.
-Memory is bounded by the dictionary, the examples asked for, and some 30 bytes a row; it holds no
-activations but those of the studies being read.
+to an unnamed temporary file (8 bytes each) from which the chosen examples are read back in one
+walk. Memory is bounded by the dictionary, the examples asked for, and some 30 bytes a row; it holds
+no activations but those of the studies being read.
 
 The rows are encoded in blocks of :data:`~autointerp.sweep.BLOCK_ROWS` however they are read, so the
 folder is the same bytes for any size of read. A pass that is killed leaves no folder, and starts
