@@ -7,6 +7,7 @@ import ipaddress
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -76,7 +77,7 @@ class EndpointConfig:
                 "give a positive timeout, and no negative number"
             )
 
-    @property
+    @cached_property
     def remote(self) -> bool:
         """Whether text leaves this machine."""
         return not _is_loopback(urlsplit(self.base_url).hostname or "")

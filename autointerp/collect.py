@@ -1,9 +1,9 @@
 """Every latent's statistics and examples in one pass over the rows, by modality.
 
 The pass reads each row once and encodes it once. Statistics run along; the non-zero activations go
-to an unnamed temporary file (8 bytes each) from which the chosen examples are read back. Memory is
-bounded by the dictionary, the examples asked for, and 15 bytes a row; it holds no activations but
-those of the studies being read.
+to an unnamed temporary file (8 bytes each) from which the chosen examples are read back in one
+walk. Memory is bounded by the dictionary, the examples asked for, and some 30 bytes a row; it holds
+no activations but those of the studies being read.
 
 The rows are encoded in blocks of :data:`~autointerp.sweep.BLOCK_ROWS` however they are read, so the
 folder is the same bytes for any size of read. A pass that is killed leaves no folder, and starts
@@ -13,15 +13,15 @@ again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from autointerp.contrast import Contrast, label_groups, neighbours
-from autointerp.features import FORMAT_VERSION, IMAGES, KIND, KINDS, MODALITIES, SETS, Features
+from autointerp.examples import NAMED, choose, tables
+from autointerp.features import FORMAT_VERSION, IMAGES, KIND, MODALITIES, SETS, Features
 from autointerp.layout import READ_ROWS, FolderSource, Layout, LiveSource, ahead
 from autointerp.size import CollectSize, estimate
 from autointerp.sweep import BLOCK_ROWS, PerModality, Spool, Sweep, blocks
@@ -39,17 +39,6 @@ from hooks.progress import track
 from hooks.store import ActivationFolder, StudyRows
 from hooks.studies import Study, split_of
 from sae.model import MatryoshkaSAE
-
-CHUNK_VALUES = 1 << 20
-"""Values of examples that are read back and written together."""
-N_NEIGHBOURS = 4
-NAMED = ["latent", "modality", "kind", "set", "study", "patient", "view", "sentence"]
-"""Columns of few values each, stored as numbers of a dictionary."""
-EXACT_BITS = 11
-"""Bits after the point that the values of examples keep; the rest is zero, to compress well."""
-VALUE_RESOLUTION = 2.0**-EXACT_BITS
-"""A value of an example is at most this share below the exact one; its peak is exact."""
-_KEPT = np.uint32(0xFFFFFFFF << (23 - EXACT_BITS) & 0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -174,89 +163,6 @@ def _digest(sae: MatryoshkaSAE) -> str:
     return digest.hexdigest()
 
 
-class _Examples(NamedTuple):
-    """Chosen examples as columns."""
-
-    latent: np.ndarray
-    modality: np.ndarray
-    set: np.ndarray
-    kind: np.ndarray
-    rank: np.ndarray
-    row: np.ndarray
-    peak: np.ndarray
-
-
-def _columns(modality: int, kind: str, F: int, slot: Any, row: Any, peak: Any) -> _Examples:
-    def full(number: int) -> np.ndarray:
-        return np.full(len(slot), number, dtype=np.int64)
-
-    rank = np.arange(len(slot))
-    kinds = full(KINDS.index(kind))
-    return _Examples(slot % F, full(modality), slot // F, kinds, rank, row, peak)
-
-
-def _fired(modality: int, state: PerModality, F: int, n: int) -> Iterator[_Examples]:
-    """The top examples, and others at even ranks among a sample of all that fired."""
-    top = state.top
-    slot, at = np.nonzero(top.row >= 0)
-    yield _columns(modality, "top", F, slot, top.row[slot, at], top.value[slot, at])
-    if n == 0:
-        return
-    sample = state.sample
-    free = sample.row >= 0
-    for rank in range(top.k):
-        free &= sample.row != top.row[:, rank : rank + 1]
-    value = np.where(free, sample.value, -1)
-    order = np.argsort(-value, axis=1, kind="stable")
-    count = free.sum(axis=1)
-    wanted = np.minimum(count, n)
-    j = np.arange(n)
-    place = ((j + 0.5) * count[:, None] / np.maximum(wanted, 1)[:, None]).astype(np.int64)
-    slot, j = np.nonzero(j < wanted[:, None])
-    at = order[slot, place[slot, j]]
-    yield _columns(modality, "quantile", F, slot, sample.row[slot, at], sample.value[slot, at])
-
-
-def _choose(
-    run: Sweep, layout: Layout, labels: dict[str, tuple[str, ...]], sae: MatryoshkaSAE
-) -> _Examples:
-    """All examples, by latent, modality, set and kind."""
-    config, F = run.config, run.F
-    alive = np.flatnonzero(
-        np.any([one.studies_fired > 0 for one in run.modalities.values()] or [np.zeros(F)], axis=0)
-    )
-    nearest = neighbours(sae.W_dec.detach(), alive, N_NEIGHBOURS)
-    set_of = np.array(run.sets, dtype=np.int64)
-    group = label_groups([labels.get(study) for study in layout.studies])
-    found: list[_Examples] = []
-    for modality, state in sorted(run.modalities.items()):
-        found += _fired(modality, state, F, config.n_quantile)
-        if config.n_contrast == 0:
-            continue
-        cells = run.spool.array(f"cells-{modality}", np.int64)
-        own = np.flatnonzero(state.studies_fired)
-        contrast = Contrast(
-            layout,
-            modality,
-            cells,
-            state.top.row,
-            own,
-            set_of,
-            group,
-            nearest,
-            config.n_contrast,
-            config.seed,
-        )
-        for kind, (slot, row) in contrast.all():
-            zero = np.zeros(len(slot), dtype=np.float32)
-            found.append(_columns(modality, kind, F, slot, row, zero))
-    if not found:
-        return _Examples(*(np.zeros(0, dtype=np.int64) for _ in _Examples._fields))
-    whole = _Examples(*(np.concatenate(c) for c in zip(*found, strict=True)))
-    order = np.lexsort((whole.rank, whole.kind, whole.set, whole.modality, whole.latent))
-    return _Examples(*(column[order] for column in whole))
-
-
 def _write(
     folder: Path,
     run: Sweep,
@@ -271,9 +177,9 @@ def _write(
     present = np.unique(layout.modality).tolist()
     write_json(folder / "config.json", record["config"])
     pq.write_table(_latents_table(run, layout, present, config), folder / "latents.parquet")
-    examples = _choose(run, layout, labels, sae)
+    examples = choose(run, layout, labels, sae.W_dec.detach())
     writer: pq.ParquetWriter | None = None
-    for table in ahead(_example_tables(run, layout, examples, config.max_tokens)):
+    for table in ahead(tables(run, layout, examples, config.max_tokens)):
         writer = writer or pq.ParquetWriter(
             folder / "examples.parquet",
             table.schema,
@@ -340,96 +246,3 @@ def _latents_table(run: Sweep, layout: Layout, present: list[int], config: Colle
         "dense": np.repeat(dense, len(present)),
     }
     return pa.table(table)
-
-
-def _example_tables(
-    run: Sweep, layout: Layout, examples: _Examples, max_tokens: int
-) -> Iterator[Any]:
-    """The examples in chunks of about :data:`CHUNK_VALUES` values; at least one table."""
-    starts = layout.unit_starts
-    unit = layout.unit[examples.row]
-    first, last = starts[unit], starts[unit + 1] - 1
-    image = np.isin(examples.modality, [MODALITIES.index(name) for name in IMAGES])
-    begin = np.maximum(first, np.minimum(examples.row - max_tokens // 2, last + 1 - max_tokens))
-    first = np.where(image, first, begin)
-    last = np.where(image, last, np.minimum(last, first + max_tokens - 1))
-    grids = np.array([layout.grid(m) or (0, 0) for m in range(len(MODALITIES))])
-    length = np.where(image, grids[examples.modality].prod(axis=1), last + 1 - first)
-    ends = np.cumsum(length)
-    bounds = np.searchsorted(
-        ends, np.arange(CHUNK_VALUES, ends[-1] if len(ends) else 0, CHUNK_VALUES)
-    )
-    edges = np.unique(np.concatenate([[0], bounds, [len(length)]]))
-    if len(length) == 0:
-        edges = np.array([0, 0])
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        own = slice(low, high)
-        part = _Examples(*(column[own] for column in examples))
-        yield _table(run, layout, part, first[own], last[own], length[own], image[own], grids)
-
-
-def _table(
-    run: Sweep,
-    layout: Layout,
-    part: _Examples,
-    first: np.ndarray,
-    last: np.ndarray,
-    length: np.ndarray,
-    image: np.ndarray,
-    grids: np.ndarray,
-) -> Any:
-    import pyarrow as pa
-
-    n = len(part.latent)
-    n_rows = last + 1 - first
-    owner = np.repeat(np.arange(n), n_rows)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
-    rows = first[owner] + within
-    on_film = image[owner]
-    columns = grids[part.modality][owner, 1]
-    patch = layout.patch_row[rows].astype(np.int64) * columns + layout.patch_column[rows]
-    offsets = np.append(0, np.cumsum(length))
-    values = np.full(offsets[-1], np.nan, dtype=np.float32)
-    found = np.zeros(len(rows), dtype=np.float32)
-    fires = np.flatnonzero(part.peak[owner] > 0)
-    found[fires] = run.values(rows[fires], part.latent[owner[fires]])
-    # Cut, not rounded, so that none exceeds the peak.
-    cut = (found.view(np.uint32) & _KEPT).view(np.float32)
-    found = np.where(rows == part.row[owner], found, cut)
-    values[offsets[owner] + np.where(on_film, patch, within)] = found
-    words = np.flatnonzero(~on_film)
-    word_offsets = np.append(0, np.cumsum(np.where(image, 0, n_rows)))
-    study = layout.study[part.row]
-    sentence = layout.sentence[part.row].astype(np.int16)
-
-    def names(values: Sequence[str], place: np.ndarray) -> Any:
-        codes = pa.array(place.astype(np.int32))
-        return pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string())).cast(
-            pa.string()
-        )
-
-    sequences = np.array(layout.sequences, dtype=np.int64)
-    views = [name if name in IMAGES else None for name in MODALITIES]
-    return pa.table(
-        {
-            "latent": part.latent.astype(np.int32),
-            "modality": names(MODALITIES, part.modality),
-            "kind": names(KINDS, part.kind),
-            "set": names(SETS, part.set),
-            "study": names(layout.studies, study),
-            "patient": names(layout.patients, study),
-            "sequence": sequences[study] if n else np.zeros(0, dtype=np.int64),
-            "view": pa.array([views[m] for m in part.modality.tolist()], pa.string()),
-            "first_row": first.astype(np.int64),
-            "last_row": last.astype(np.int64),
-            "peak_row": part.row.astype(np.int64),
-            "peak": part.peak.astype(np.float32),
-            "values": pa.ListArray.from_arrays(
-                pa.array(offsets.astype(np.int32)), pa.array(values)
-            ),
-            "token_ids": pa.ListArray.from_arrays(
-                pa.array(word_offsets.astype(np.int32)), pa.array(layout.token_id[rows[words]])
-            ),
-            "sentence": pa.array(sentence, mask=(sentence < 0) | image),
-        }
-    )

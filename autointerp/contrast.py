@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from autointerp.features import IMAGES, MODALITIES, SETS
 from autointerp.layout import Layout
@@ -45,25 +43,6 @@ def mixed(*numbers: np.ndarray | int) -> np.ndarray:
 def fraction(*numbers: np.ndarray | int) -> np.ndarray:
     """A hash of integers as a float32 in (0, 1]."""
     return ((mixed(*numbers) >> np.uint64(40)).astype(np.float32) + 1) * np.float32(2**-24)
-
-
-def neighbours(
-    directions: Float[Tensor, "F d"], alive: Int64[np.ndarray, " a"], n: int, block: int = 4096
-) -> Int64[np.ndarray, "F n"]:
-    """The living latents whose decoder directions have the largest cosine with each one's; -1
-    where there are fewer."""
-    out = np.full((len(directions), n), -1, dtype=np.int64)
-    n = min(n, len(alive) - 1)
-    if n < 1:
-        return out
-    own = torch.from_numpy(alive).to(directions.device)
-    unit = torch.nn.functional.normalize(directions[own].float(), dim=1)
-    for start in range(0, len(alive), block):
-        cosines = unit[start : start + block] @ unit.T
-        cosines[torch.arange(len(cosines)), torch.arange(len(cosines)) + start] = -2
-        best = cosines.topk(n, dim=1).indices.cpu().numpy()
-        out[alive[start : start + block], :n] = alive[best]
-    return out
 
 
 class Contrast:

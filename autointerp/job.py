@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 30.0
 """Seconds between retries where the server names none."""
+AT_ONCE = 3
+"""Times a request is sent again without a pause while others are answered, if its failure says
+nothing about load: a server error, a lost connection, a torn reply."""
 _TURNED_DOWN = (401, 403, 404)
 """Statuses that every other request would meet too."""
 _TRANSIENT = (408, 409, 425, 429)
@@ -81,6 +83,7 @@ class Job:
         self._finished_items: set[int] = set()
         self._failed: list[Failure] = []
         self._answered = self._retries = self._fruitless = 0
+        self._failures_in_a_row = 0
         self._stop: EndpointError | None = None
         self._done = False
         self._pending: list[tuple[Item, Answer]] = []
@@ -171,11 +174,11 @@ class Job:
             self._put(item, 1)
         n = min(self.client.config.limits.concurrency, len(self.unsent))
         self._log = EgressLog(self.client.ledger.path.with_name("requests.jsonl"))
-        endpoints = self._endpoints(n)
+        endpoint = self._endpoint()
         try:
             async with asyncio.TaskGroup() as group:
                 committer = group.create_task(self._commit_arrivals())
-                workers = [group.create_task(self._work(one)) for one in endpoints]
+                workers = [group.create_task(self._work(endpoint)) for _ in range(n)]
                 await self._over.wait()
                 for _ in workers:
                     self._put(None, 0)
@@ -188,8 +191,7 @@ class Job:
         finally:
             if self._pending:  # an interrupt or an error came between arrival and commit
                 self.client.ledger.commit({item.key: answer for item, answer in self._pending})
-            for endpoint in dict.fromkeys(endpoints):
-                await endpoint.close()
+            await endpoint.close()
             self._log.close()
         self._raise_failures()
 
@@ -208,43 +210,32 @@ class Job:
         self._serial += 1
         self._queue.put_nowait((priority, self._serial, item))
 
-    def _endpoints(self, n: int) -> list[AsyncOpenAI]:
-        """A client for each worker.
-
-        Each has one connection: a pool's bookkeeping grows with the square of its connections and
-        would cost more than the requests. Over TLS one client with a pool serves all, since each
-        client would load the certificates anew. No redirect is followed, and on this machine no
-        proxy is asked: either would carry text to a host nobody named.
-        """
+    def _endpoint(self) -> AsyncOpenAI:
+        """The SDK's client; no redirect is followed, and on this machine no proxy is asked, since
+        either would carry text to a host nobody named."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+        from autointerp.transport import Direct
+
         config = self.client.config
-        url = urlsplit(config.base_url)
-        plain = url.scheme == "http"
-        # Never used over http, and costly to make for each.
-        verify: dict[str, Any] = (
-            {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if plain else {}
-        )
+        local = urlsplit(config.base_url).scheme == "http" and not config.remote
 
         async def log(request: Any) -> None:
             n_bytes = int(request.headers.get("content-length", 0))
             self._log.write(request.url.host, n_bytes, request.headers["idempotency-key"])
 
-        def one() -> AsyncOpenAI:
-            return AsyncOpenAI(
-                base_url=config.base_url,
-                api_key=os.environ.get("OPENAI_API_KEY") or "none",
-                timeout=config.timeout,
-                max_retries=0,
-                http_client=DefaultAsyncHttpxClient(
-                    follow_redirects=False,
-                    trust_env=config.remote,
-                    event_hooks={"request": [log]},
-                    **verify,
-                ),
-            )
-
-        return [one() for _ in range(n)] if plain else [one()] * n
+        return AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=config.timeout,
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                trust_env=config.remote,
+                event_hooks={"request": [log]},
+                transport=Direct() if local else None,
+            ),
+        )
 
     async def _work(self, endpoint: AsyncOpenAI) -> None:
         budget = self.client.budget
@@ -265,7 +256,7 @@ class Job:
                 await self._wait_turn(expected)
                 answer = await self._attempt(endpoint, item)
                 used = (answer.tokens_in, answer.tokens_out)
-                self._fruitless = 0
+                self._fruitless = self._failures_in_a_row = 0
                 self._pending.append((item, answer))
                 self._arrived.set()
             except Unsupported:
@@ -294,14 +285,15 @@ class Job:
 
     def _failure(self, item: Item, failure: Failure) -> None:
         """Try again later, give the item up, or stop the job."""
+        self._failures_in_a_row += 1
         if failure.turned_down:
             self._stop_with(self.client.error(failure.what))
         elif failure.again and item.tries < self.client.config.max_retries:
             item.tries += 1
             self._retries += 1
             pause = failure.pause
-            if pause is None and not failure.busy and item.tries == 1:
-                pause = 0.0  # a lost connection or a torn reply says nothing about load
+            if pause is None and not failure.busy and self._well(item):
+                pause = 0.0
             if pause is None:
                 longest = min(LONGEST_PAUSE, self.client.config.backoff * 2 ** (item.tries - 1))
                 pause = longest * (1 - random.random() / 2)
@@ -313,6 +305,10 @@ class Job:
             # With nothing answered in between, the endpoint is down and the rest would fail too.
             if self._fruitless >= max(8, self.client.config.limits.concurrency):
                 self._stop_with(self.client.error(f"keeps failing: it {failure.what}"))
+
+    def _well(self, item: Item) -> bool:
+        """Whether the endpoint answers others, as far as the last few attempts tell."""
+        return item.tries <= AT_ONCE and self._failures_in_a_row <= AT_ONCE
 
     def _stop_with(self, error: EndpointError) -> None:
         if self._stop is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -138,9 +138,9 @@ class FolderSource:
             raise ConfigError(f"{folder.folder} has no rows; harvest studies that can be read")
         generated = any(name.startswith("generations-") for name in folder.manifest["files"])
         names = ("sequence", "position", "token_id", "patch_row", "patch_column", "sentence")
-        table = folder.tokens([*names, "view", "study", "patient"])
-        columns = {name: table[name].fill_null(NONE).to_numpy() for name in names}
-        view = table["view"].combine_chunks()
+        # One column at a time: together, and as the table has them, they take far more memory.
+        columns = {name: self._column(name).fill_null(NONE).to_numpy() for name in names}
+        view = self._column("view")
         codes = np.array([int(View[name.upper()]) for name in view.dictionary.to_pylist()])
         place = view.indices.fill_null(NONE).to_numpy()
         role = folder.roles()
@@ -148,7 +148,7 @@ class FolderSource:
         begins = np.flatnonzero(np.diff(columns["sequence"], prepend=columns["sequence"][0] - 1))
         owners = []
         for name in ("study", "patient"):
-            column = table[name].combine_chunks()
+            column = self._column(name)
             known = column.dictionary.to_pylist()
             owners.append([known[i] for i in column.indices.to_numpy()[begins]])
         self.layout = _layout(
@@ -158,6 +158,9 @@ class FolderSource:
             patients=owners[1],
             **columns,
         )
+
+    def _column(self, name: str) -> Any:
+        return self.folder.tokens([name])[name].combine_chunks()
 
     def patients(self) -> Sequence[str]:
         """Of all studies that have come, in order; here, of all."""

@@ -56,6 +56,20 @@ class Spool:
         file.flush()
         return np.memmap(file, dtype=dtype, mode="r")
 
+    def drop(self, name: str) -> None:
+        """Give the disk of an array back; it is empty then."""
+        if name in self._files:
+            self._files.pop(name).close()
+
+
+class Spooled(NamedTuple):
+    """Activations that are not zero, row after row, by ascending latent."""
+
+    ends: np.ndarray
+    """Where each row's begin ``[n_rows + 1]``."""
+    latent: np.ndarray
+    value: np.ndarray
+
 
 def blocks(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The same rows, :data:`BLOCK_ROWS` at a time; the last block may be shorter."""
@@ -201,7 +215,7 @@ class Sweep:
         value = code.val.float().cpu().numpy()
         self.spool.append("latent", latent.astype(np.int32))
         self.spool.append("value", value)
-        self._row_counts.append(counts)
+        self._row_counts.append(counts.astype(np.int32))
         if self.centre == 0 and len(value):
             self.centre = float(np.median(value))
         self._waiting.append(_Entries(local + first, latent, value, study[local], modality[local]))
@@ -242,24 +256,10 @@ class Sweep:
         state.top.add(slot, peak, row, peak)
         state.sample.add(slot, fraction(self.config.seed, latent, study), row, peak)
 
-    def values(self, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:
-        """Activations of latents on rows, elementwise, from the spool."""
-        if not hasattr(self, "_ends"):
-            self._ends = np.append(0, np.cumsum(np.concatenate(self._row_counts)))
-            self._columns = self.spool.array("latent", np.int32)
-            self._values = self.spool.array("value", np.float32)
-        out = np.zeros(len(rows), dtype=np.float32)
-        if len(self._columns) == 0 or len(rows) == 0:
-            return out
-        low, end = self._ends[rows], self._ends[rows + 1]
-        high = end.copy()
-        for _ in range(int((high - low).max()).bit_length()):
-            middle = (low + high) >> 1
-            open_ = low < high
-            less = self._columns[np.minimum(middle, len(self._columns) - 1)] < latents
-            low = np.where(open_ & less, middle + 1, low)
-            high = np.where(open_ & ~less, middle, high)
-        hit = np.flatnonzero(low < end)
-        hit = hit[self._columns[low[hit]] == latents[hit]]
-        out[hit] = self._values[low[hit]]
-        return out
+    def spooled(self) -> Spooled:
+        """All activations, when the pass is finished."""
+        counts = np.concatenate(self._row_counts or [np.zeros(0, dtype=np.int32)])
+        ends = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=ends[1:])
+        latent, value = self.spool.array("latent", np.int32), self.spool.array("value", np.float32)
+        return Spooled(ends, latent, value)

@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -117,6 +119,27 @@ def only_pass(sae: MatryoshkaSAE, folder: ActivationFolder, scratch: Path) -> No
         run.finish()
 
 
+def _collect_and_tell(sae: Path, folder: Path, out: Path, told: Queue[int | None]) -> None:
+    torch.set_num_threads(1)
+    collect(MatryoshkaSAE.from_pretrained(sae), ActivationFolder(folder), None, out)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    told.put(next((int(line.split()[1]) << 10 for line in lines if line[:6] == "VmHWM:"), None))
+
+
+def peak_bytes(sae: MatryoshkaSAE, folder: ActivationFolder, scratch: Path) -> int | None:
+    """Most memory that a process which does nothing but collect holds; ``None`` but on Linux."""
+    sae.save(scratch / "sae", {})
+    context = get_context("spawn")
+    told = context.Queue()
+    paths = (scratch / "sae", folder.folder, scratch / "features" / "alone")
+    child = context.Process(target=_collect_and_tell, args=(*paths, told))
+    child.start()
+    peak = told.get()
+    child.join()
+    return peak
+
+
 def bench_collect(
     sae: MatryoshkaSAE, folder: ActivationFolder, repeats: int, peers_python: Path, scratch: Path
 ) -> dict[str, Any]:
@@ -178,6 +201,7 @@ def bench_collect(
         "collect_over_floor": round(over["collect"], 3),
         "example_bytes": manifest.stat().st_size,
         "collect_over_floor_at_scale": round(over["pass"] + after / at_scale, 3),
+        "peak_bytes": peak_bytes(sae, folder, scratch),
         "rows_per_s": round(ours),
         "delphi_rows_per_s": round(median(theirs)) if theirs else None,
         "delphi_ratio": round(ours / median(theirs), 2) if theirs else None,
@@ -211,6 +235,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"collect  {seconds['collect']:8.2f} s  {result['collect_over_floor']:.2f}× the floor; "
         f"worked out for {AT_SCALE:,} rows {result['collect_over_floor_at_scale']:.2f}×",
     ]
+    if result["peak_bytes"] is not None:
+        lines.append(f"memory   {result['peak_bytes'] / 2**20:8,.0f} MiB at most, alone")
     if result["delphi_reason"]:
         lines.append(f"delphi did not run: {result['delphi_reason']}")
     else:

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autointerp.collect import VALUE_RESOLUTION, CollectConfig, collect
+from autointerp.collect import CollectConfig, collect
+from autointerp.examples import VALUE_RESOLUTION
 from autointerp.features import SILENT, Features
 from autointerp.sweep import BLOCK_ROWS, Encoder
 from autointerp.tally import RESOLUTION, Running, Sketch

@@ -76,6 +76,29 @@ def test_a_dead_endpoint_does_not_hold_the_job_through_every_request(tmp_path):
         assert server.asked.total() < 60
 
 
+@pytest.mark.parametrize("fault", ["server_error", "malformed", "truncated", "drop"])
+def test_what_says_nothing_about_load_is_sent_again_at_once_while_others_are_answered(
+    fault, tmp_path
+):
+    """Three faults of one request, with answers between: pauses would be 30 s and more."""
+    script = Script(first=(fault, "ok", fault, "ok", fault))
+    with serving(script) as server:
+        client = client_of(server, tmp_path, Limits(concurrency=1), backoff=30.0)
+        start = time.monotonic()
+        assert len(client.ask_all(questions(4))) == 4
+        assert time.monotonic() - start < 5 and server.asked.total() == 7
+
+
+def test_an_endpoint_that_answers_nobody_is_given_pauses(tmp_path):
+    """All meet a fault at the same moment: all but a few wait."""
+    script = Script(first=("server_error",) * 16)
+    with serving(script) as server:
+        client = client_of(server, tmp_path, Limits(concurrency=16), backoff=1.0)
+        start = time.monotonic()
+        assert len(client.ask_all(questions(16))) == 16
+        assert time.monotonic() - start > 0.5  # the least of a pause of 1 s
+
+
 def test_a_wrong_key_stops_the_job_at_once(tmp_path):
     with serving(Script(faults=1.0, kinds=("unauthorized",))) as server:
         with pytest.raises(EndpointError, match="401"):
