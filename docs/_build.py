@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("hooks", "sae", "autointerp", "steering", "phantom")
+FETCHED = re.compile(r"""<(?:link|script|img|iframe)[^>]*?(?:src|href)=["']?(https?:[^"' >]+)""")
 CLI_MARK = "<!-- commands -->"
 
 
@@ -108,3 +110,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     if CLI_MARK not in markdown:
         return markdown
     return markdown.replace(CLI_MARK, command_reference())
+
+
+def on_post_build(config: Any) -> None:
+    """A page that fetches anything from another host ends the build."""
+    from mkdocs.exceptions import PluginError
+
+    for path in sorted(Path(config.site_dir).rglob("*.html")):
+        outside = FETCHED.findall(path.read_text())
+        if outside:
+            raise PluginError(f"{path} fetches {outside[0]}; keep what pages need in docs/")
