@@ -36,6 +36,7 @@ from hooks.files import (
     FolderError,
     atomic_path,
     file_record,
+    is_sealed,
     nearest,
     open_sealed,
     read_json,
@@ -162,6 +163,9 @@ class ActivationWriter:
             else:
                 write_json(path, dict(config))
         if (found := read_json(path)) != dict(config):
+            kind = read_json(folder / MANIFEST).get("kind") if is_sealed(folder) else KIND
+            if kind != KIND:
+                raise FolderError(f"{folder} holds {kind!r}, not a harvest; give a new folder")
             differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
             raise FolderError(
                 f"{folder} holds another harvest: {differs} is {_brief(found.get(differs))}, asked "

@@ -68,7 +68,8 @@ def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise MairaSaeError(f"{option} is {text!r}; write numbers like 12,77") from None
+        example = "0.5,1" if kind is float else "12,77"
+        raise MairaSaeError(f"{option} is {text!r}; write numbers like {example}") from None
 
 
 def own_device() -> Any:
