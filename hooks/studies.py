@@ -218,6 +218,12 @@ def check_splits(studies: Iterable[Study | Skipped]) -> None:
     ------
     StudyError
         It counts the leaks and names the first.
+
+    >>> one = {"frontal": Path("film.png"), "patient": "p"}
+    >>> sides = (("a", "train"), ("b", "test"))
+    >>> check_splits([Study(id=name, **one, given_split=side) for name, side in sides])
+    Traceback (most recent call last):
+    hooks.files.StudyError: ...
     """
     check = SplitCheck()
     for study in studies:
@@ -247,7 +253,13 @@ def refuse_skipped(studies: Iterable[Study | Skipped], where: object) -> Iterato
 
 
 def read_folder(folder: Path) -> list[Study]:
-    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them."""
+    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them.
+
+    >>> from phantom.tour import studies
+    >>> folder = studies()[0].frontal.parent.parent
+    >>> len(read_folder(folder))
+    4
+    """
     return list(iter_folder(folder))
 
 

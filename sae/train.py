@@ -66,6 +66,14 @@ def train(
         If ``out`` holds another run, or ``rows`` lacks the site.
     Interrupted
         After SIGTERM, with a checkpoint saved.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from phantom.tour import activations
+    >>> config = TrainConfig("llm.3.resid_post", expansion=1, k=4, steps=2, batch=64)
+    >>> with TemporaryDirectory() as folder:
+    ...     sae = train(activations(), config, Path(folder) / "sae")
+    >>> sae.config.n_latents
+    128
     """
     return _train(rows, {"": config}, out, log_to)[""]
 

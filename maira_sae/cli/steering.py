@@ -78,7 +78,9 @@ def steer(
     places = _positions(where, view, box, sections, sentences, window)
     records = {record.id: record for record in load_studies(studies)}
     if study is not None and study not in records:
-        raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
+        raise StudyError(
+            f"{studies} has no study {study!r}{nearest(study, records)}; there are {len(records)}, such as {next(iter(records), None)!r}"
+        )
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
     reference = measure_references(sae, folder, [latent]).of(latent)
     loaded = load_model(model, dtype=dtype, device_map=device_map())
