@@ -93,7 +93,8 @@ def _loaded(model: str, studies: Path, study: str, dtype: str) -> tuple[Any, Any
     records = {record.id: record for record in load_studies(studies)}
     if study not in records:
         raise StudyError(
-            f"{studies} has no study {study!r}{nearest(study, records)}; there are {len(records)}, such as {next(iter(records), None)!r}"
+            f"{studies} has no study {study!r}{nearest(study, records)}; choose one of its "
+            f"{len(records)}, such as {next(iter(records), '')!r}"
         )
     loaded = load_model(model, dtype=dtype, device_map=device_map())
     return loaded, load_processor(model), records[study]

@@ -79,7 +79,8 @@ def steer(
     records = {record.id: record for record in load_studies(studies)}
     if study is not None and study not in records:
         raise StudyError(
-            f"{studies} has no study {study!r}{nearest(study, records)}; there are {len(records)}, such as {next(iter(records), None)!r}"
+            f"{studies} has no study {study!r}{nearest(study, records)}; choose one of its "
+            f"{len(records)}, such as {next(iter(records), '')!r}"
         )
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
     reference = measure_references(sae, folder, [latent]).of(latent)

@@ -197,7 +197,7 @@ def test_pushed_from_python_and_read_again(sae_folder, tmp_path):
     with hub(tmp_path) as online:
         arguments = [sys.executable, "-c", PUSH, str(sae_folder), str(tmp_path / "pulled")]
         assert run(arguments, online).stdout.strip().endswith("/me/pushed")
-        (created,) = requests_of(tmp_path, "POST", "/api/repos/create")
+        assert len(requests_of(tmp_path, "POST", "/api/repos/create")) == 1
     repos = json.loads((tmp_path / "repos.json").read_text())
     assert repos["me/pushed"]["private"]  # nothing else was asked
 
