@@ -221,7 +221,8 @@ def check_splits(studies: Iterable[Study | Skipped]) -> None:
 
     >>> one = {"frontal": Path("film.png"), "patient": "p"}
     >>> sides = (("a", "train"), ("b", "test"))
-    >>> check_splits([Study(id=name, **one, given_split=side) for name, side in sides])
+    >>> parted = [Study(id=name, **one, given_split=side) for name, side in sides]
+    >>> check_splits(parted)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     hooks.files.StudyError: ...
     """

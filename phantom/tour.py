@@ -53,5 +53,14 @@ def activations() -> ActivationFolder:
 @lru_cache(maxsize=1)
 def dictionary() -> MatryoshkaSAE:
     """A dictionary of 256 latents after 20 steps: enough to show, far too little to believe."""
-    config = TrainConfig(SITE, expansion=2, k=4, steps=20, batch=128, warmup_steps=2, heldout=0.3)
+    config = TrainConfig(
+        SITE,
+        expansion=2,
+        k=4,
+        steps=20,
+        batch=128,
+        warmup_steps=2,
+        heldout=0.3,
+        calibration_rows=256,  # else an untrained threshold lets every latent fire everywhere
+    )
     return train(activations(), config, _folder() / "sae")
