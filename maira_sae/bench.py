@@ -231,34 +231,53 @@ def harvest(
         typer.echo(json.dumps(result))
 
 
-@app.command(epilog="Example: `maira-sae bench steer --demo demo-out --json`")
+@app.command(epilog="Example: `maira-sae bench steer --json`")
 def steer(
-    batch: Annotated[int, typer.Option(help="Reports written together.")] = 1,
-    new_tokens: Annotated[int, typer.Option(help="Length of every report.")] = 50,
-    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 15,
+    batch: Annotated[int, typer.Option(help="Reports written together, of the costs.")] = 1,
+    new_tokens: Annotated[int, typer.Option(help="Length of every such report.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 41,
     threads: Annotated[int, typer.Option(help="Threads.")] = 1,
     demo: Annotated[
         Path | None,
-        typer.Option(help="Finished phantom demo: also measure its findings and clinic figures."),
+        typer.Option(help="Finished phantom demo; without one, what is needed of it is made."),
     ] = None,
+    sae: Annotated[
+        Path | None, typer.Option(help="Another dictionary of the films, instead of the demo's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the demo that is made.")] = 0,
+    costs: Annotated[bool, typer.Option("--costs", help="Tokens a second and no more.")] = False,
+    findings: Annotated[
+        str, typer.Option(help="Only these of the phantom's findings, with commas.")
+    ] = "",
     quick: Annotated[bool, typer.Option(help="Tiny sizes, to check that it runs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What steering costs on the mini model; with --demo, also what it does to every finding."""
+    """What steering costs on the mini model, what it does to each finding, and clinic figures."""
+    from dataclasses import replace
+
     from maira_sae import bench_clinic, phantom_steering
     from maira_sae.bench_steer import SteerBench, run, table
+    from maira_sae.phantom_bench import SteeringBench
+    from maira_sae.phantom_demo import PhantomDemo, PhantomDemoConfig
 
+    chosen = phantom_steering.named(findings.split(","))
     config = SteerBench(batch, new_tokens, rounds, threads=threads)
     result = run(config.quick() if quick else config)
     typer.echo(table(result))
-    if demo is not None:
-        steering, clinic = phantom_steering.SteeringBench(), bench_clinic.ClinicBench()
+    if not costs:
+        drawn = replace(PhantomDemoConfig(), seed=seed)
+        steering, clinic = SteeringBench(), bench_clinic.ClinicBench()
         if quick:
-            steering, clinic = steering.quick(), clinic.quick()
-        found = phantom_steering.run(demo / "vision-sae", steering)
-        typer.echo(phantom_steering.table(found))
+            drawn, steering, clinic = drawn.quick(), steering.quick(), clinic.quick()
         with TemporaryDirectory() as temporary:
-            result |= {**bench_clinic.run(demo, clinic, Path(temporary) / "index"), **found}
+            if demo is None:
+                demo = Path(temporary) / "demo"
+                PhantomDemo(demo, drawn).patches()
+            found = phantom_steering.run(sae or demo / "vision-sae", steering, chosen)
+            typer.echo(phantom_steering.table(found))
+            measured = bench_clinic.run(demo, clinic, Path(temporary) / "index")
+            typer.echo(bench_clinic.table(measured))
+            result |= {**measured, **found}
     if as_json:
         typer.echo(json.dumps(result))
 

@@ -134,9 +134,12 @@ def _review(
     right: list[tuple[str, bool, bool]] = []
     support: list[tuple[str, float, str]] = []
 
-    def read(study: Any, report: str) -> list[SentenceReview]:
+    # Support is measured apart from single latents, of which other reports need none.
+    only_support = ReviewConfig(candidates=1, shown=1)
+
+    def read(study: Any, report: str, settings: ReviewConfig) -> list[SentenceReview]:
         given = study.model_copy(update={"report": report})
-        return review(model, processor, given, sae)
+        return review(model, processor, given, sae, config=settings)
 
     held = [n for (n, _), h in zip(names, heldout.tolist(), strict=True) if h]
     chosen = held[: config.reviewed]
@@ -146,7 +149,7 @@ def _review(
         before = known.prior_factors.present if known.prior_factors else ()
         there = {*known.factors.present, *before}
         said = sentence_factors(study.report)[:, : len(LABELS)]
-        for one, factors in zip(read(study, study.report), said, strict=True):
+        for one, factors in zip(read(study, study.report, ReviewConfig()), said, strict=True):
             if factors.any():
                 about = np.flatnonzero(factors)
                 first = one.image[0].latent if one.image else None
@@ -159,10 +162,10 @@ def _review(
         parts = [f"{part.strip()} ." for part in study.report.split(" .") if part.strip()]
         at = int(rng.integers(len(parts) + 1))
         parts.insert(at, options[rng.integers(len(options))])
-        support.append((who, read(study, " ".join(parts))[at].support, "planted"))
+        support.append((who, read(study, " ".join(parts), only_support)[at].support, "planted"))
         other = studies[chosen[place - 1]].report
         told = sentence_factors(other)[:, : len(LABELS)]
-        for one, factors in zip(read(study, other), told, strict=True):
+        for one, factors in zip(read(study, other, only_support), told, strict=True):
             if factors.any() and not there & {LABELS[i] for i in np.flatnonzero(factors)}:
                 support.append((who, one.support, "swapped"))
     who, strict, family = zip(*right, strict=True)

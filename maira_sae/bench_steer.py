@@ -26,9 +26,9 @@ class SteerBench:
 
     batch: int = 1
     """Reports written together; one is where fixed costs weigh most."""
-    new_tokens: int = 50
+    new_tokens: int = 40
     """Of every report, whatever the model would like."""
-    rounds: int = 15
+    rounds: int = 41
     """Turns of each; the order changes from round to round."""
     latents: int = 2048
     """Size of the dictionary, of random weights: an edit's cost does not depend on them."""

@@ -137,17 +137,9 @@ class PhantomDemo(Demo):
         return {"n_studies": len(studies), "model": parts, "losses": record["losses"]}
 
     def harvest(self) -> dict[str, Any]:
-        model, processor = self.loaded
         began, rows = time.perf_counter(), 0
-        for stream, site, policy in (
-            ("text", self.config.text_site, "published"),
-            ("vision", self.config.vision_site, "patches"),
-        ):
-            config = HarvestConfig((site,), policy, studies_per_part=250)
-            out = self.out / f"{stream}-activations"
-            rows -= sum(read_json(path)["rows"] for path in out.glob("part-*.json"))
-            folder = harvest(model, processor, self.studies, config, out)
-            rows += folder.n_tokens
+        for stream in STREAMS:
+            rows += self._harvest(stream)
         rate = rows / (time.perf_counter() - began)
         return {
             "n_tokens": self.activations("text").n_tokens,
@@ -155,13 +147,31 @@ class PhantomDemo(Demo):
             "harvest_tokens_per_s": round(rate),
         }
 
-    def train(self) -> dict[str, Any]:
-        c = self.config
-        text = self._fit("text", c.text_site, c.text_k)
-        return {**text, "vision": self._fit("vision", c.vision_site, c.vision_k)}
+    def _harvest(self, stream: str) -> int:
+        """Rows that were not there before."""
+        model, processor = self.loaded
+        policy = {"text": "published", "vision": "patches"}[stream]
+        config = HarvestConfig((self._site(stream),), policy, studies_per_part=250)
+        out = self.out / f"{stream}-activations"
+        before = sum(read_json(path)["rows"] for path in out.glob("part-*.json"))
+        return harvest(model, processor, self.studies, config, out).n_tokens - before
 
-    def _fit(self, stream: str, site: str, k: int) -> dict[str, Any]:
+    def _site(self, stream: str) -> str:
+        return {"text": self.config.text_site, "vision": self.config.vision_site}[stream]
+
+    def patches(self) -> None:
+        """Studies and a dictionary of their patches, and nothing else of the demonstration."""
+        self.draw()
+        self._harvest("vision")
+        self._fit("vision")
+
+    def train(self) -> dict[str, Any]:
+        text = self._fit("text")
+        return {**text, "vision": self._fit("vision")}
+
+    def _fit(self, stream: str) -> dict[str, Any]:
         c = self.config
+        site, k = self._site(stream), {"text": c.text_k, "vision": c.vision_k}[stream]
         config = TrainConfig(
             site=site,
             expansion=c.expansion,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hooks.processor import Maira2Processor
+from phantom.cache import roomy_cache
 from phantom.corpus import grey, normalised
 from phantom.draw import Box
 from phantom.factors import LABELS, PhantomError
@@ -96,6 +97,7 @@ def write_reports(
                 pixel_values=normalised(pixels, words),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                past_key_values=roomy_cache(),
             )[:, longest:]
             for i, row in zip(chosen, written.tolist(), strict=True):
                 texts[i] = tokenizer.decode([token for token in row if token not in grounding])

@@ -2,8 +2,9 @@
 
 from sae.baselines import PCA, fit_pca, random_dictionary
 from sae.calibrate import Calibration, calibrate_by_role, calibrate_threshold
+from sae.codes import EvaluationConfig
 from sae.cross_entropy import CrossEntropy, cross_entropy
-from sae.evaluate import EvaluationConfig, evaluate
+from sae.evaluate import evaluate
 from sae.formats import convert
 from sae.intervals import Figure
 from sae.latent_scores import auroc

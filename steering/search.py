@@ -32,6 +32,7 @@ from hooks.files import (
 )
 from hooks.store import ActivationFolder
 from sae.model import MatryoshkaSAE
+from steering.weights import film_weights
 
 KIND = "index"
 FORMAT_VERSION = 1
@@ -151,17 +152,11 @@ class Index:
 def similarity(
     values: Float[torch.Tensor, "R F"],
     query: Float[torch.Tensor, " F"],
-    least_share: float = 0.04,
+    least_share: float = 0.08,
 ) -> Float[torch.Tensor, " R"]:
-    """Cosine of latents in units of their largest activation.
-
-    Latents that fire in fewer than ``least_share`` of the rows are left out: two films that share a
-    rare latent need not share a finding, and weights by rarity found fewer of them (see
-    benchmarks/RESULTS.md, "Clinical functions").
-    """
-    kept = (values > 0).sum(0) >= least_share * len(values)
-    weight = kept / values.amax(0).clamp_min(1e-12)
-    a, b = values * weight, (query * weight).clamp_max(1)
+    """Cosine of latents, each with its weight (:func:`steering.weights.film_weights`)."""
+    weight = film_weights(values, least_share)
+    a, b = values * weight, torch.minimum(query * weight, values.amax(0) * weight)
     return (a @ b) / (a.norm(dim=1) * b.norm()).clamp_min(1e-12)
 
 

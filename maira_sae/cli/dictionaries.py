@@ -71,8 +71,9 @@ def eval(  # the contract's name, not Python's
         from hooks.maira2 import load_model
         from hooks.processor import load_processor
         from hooks.prompts import PromptRunner
+        from sae.codes import codes
         from sae.cross_entropy import study_losses
-        from sae.evaluate import codes, recovered
+        from sae.evaluate import recovered
 
         chosen = [s for s in records if s.split(heldout) == "heldout"][:max_studies]
         if not chosen:

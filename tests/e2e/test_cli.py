@@ -444,8 +444,3 @@ def test_harvest_of_another_layout_says_what_it_skips(checkpoint, studies_folder
     assert result.returncode == 0, result.stderr
     assert "skipped 1 studies, the first b (no image file: " in result.stderr
     assert set(ActivationFolder(tmp_path / "acts").column("study")) == {"a", "c"}
-
-
-def test_bench_steer():
-    result = last_json(run("bench", "steer", "--quick", "--json"))
-    assert {"overhead_one", "overhead_twenty", "tokens_per_s"} <= set(result)

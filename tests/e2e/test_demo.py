@@ -61,6 +61,25 @@ def test_running_again_resumes(finished):
     assert time.monotonic() - began < 30
 
 
+def test_bench_steer_ends_with_every_key(finished):
+    bench = [Path(sys.executable).with_name("maira-sae"), "bench", "steer", "--quick", "--json"]
+    asked = ["--demo", finished[0], "--findings", "cardiomegaly,nodule_right_upper"]
+    ran = subprocess.run([*bench, *asked], capture_output=True, text=True, timeout=570)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout.splitlines()[-1])
+    wanted = {"overhead_one", "overhead_twenty", "history_auroc", "review_top1", "search_p10"}
+    assert all(isinstance(result[key], float) for key in wanted)
+    assert list(result["findings"]) == ["cardiomegaly", "nodule_right_upper"]
+    keys = ("asserted", "removed", "side_effects", "random_flips", "mean_difference_asserted")
+    for found in result["findings"].values():
+        assert 0 < found["n"] <= 3
+        assert all(0 <= found[key] <= 1 for key in keys)
+        assert set(found["intervals"]) >= set(keys)
+        assert set(found["written_on"]) == {"vision.3.resid_post"}
+    refused = subprocess.run([*bench, "--findings", "cardiomegal"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "did you mean 'cardiomegaly'" in refused.stderr
+
+
 def test_another_seed_is_another_folder(finished):
     out, _ = finished
     result = demo(out, "--seed", "1")

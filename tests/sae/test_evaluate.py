@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hooks.files import ConfigError
 from sae import MatryoshkaSAE, SAEConfig, auroc, measure
 from sae.baselines import fit_pca
+from sae.codes import EvaluationConfig, codes
 from sae.cross_entropy import StudyLosses
-from sae.evaluate import EvaluationConfig, codes, density, evaluate, recovered, tally
+from sae.evaluate import evaluate, recovered
 from sae.intervals import auroc_interval, mean_interval, patient_draws, ratio
 from sae.report import write_report
+from sae.tally import density, tally
 
 SITE = "llm.1.resid_post"
 CONFIG = EvaluationConfig(heldout=0.4, draws=200, ks=(1, 2), least=1, batch=57)

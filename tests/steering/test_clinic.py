@@ -12,6 +12,7 @@ from steering.evidence import ReportReader
 from steering.history import Pairs, agreement, film_pairs, fit_progression, labelled
 from steering.review import ReviewConfig, review
 from steering.search import build_index, similarity
+from steering.weights import film_weights
 
 VISION = "vision.1.resid_post"
 
@@ -65,6 +66,21 @@ def test_likeness_by_hand():
     values = torch.tensor([[2.0, 0.0], [2.0, 4.0], [0.0, 4.0]])
     found = similarity(values, torch.tensor([2.0, 0.0]))
     assert torch.allclose(found, torch.tensor([1.0, 0.5**0.5, 0.0]))
+
+
+def test_a_latent_that_is_high_on_some_films_outweighs_one_that_spreads_evenly():
+    """Films 0 and 1 share the finding of latent 0; films 0 and 2 agree in anatomy, latent 1."""
+    even = torch.linspace(1.0, 2.0, 20)
+    values = torch.stack([torch.zeros(20), even, torch.zeros(20)], 1)
+    values[[0, 1, 4], 0] = 1.0
+    values[3, 2] = 5.0  # fires on one film only: left out
+    weight = film_weights(values)
+    skewness = (0.15 * 0.85**3 - 0.85 * 0.15**3) / (0.15 * 0.85) ** 1.5
+    assert weight[0] == pytest.approx(min(1.5, skewness), rel=1e-4)
+    assert weight[1] == pytest.approx(0.1 / 2, rel=1e-4) and weight[2] == 0
+    values[0, 1] = values[2, 1]
+    likeness = similarity(values, values[0])
+    assert likeness[1] > 0.99 > likeness[2]
 
 
 def test_highlights_by_hand():

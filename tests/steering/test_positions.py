@@ -1,5 +1,6 @@
 """Positions mean the same in prefill, cache, padding, batches and beams; nothing is left behind."""
 
+import copy
 from contextlib import ExitStack
 
 import numpy as np
@@ -13,6 +14,9 @@ from hooks.maira2 import load_model
 from hooks.prompts import PromptRunner
 from hooks.roles import Role, View
 from hooks.sites import observe, resolve_site
+from phantom.corpus import grey, normalised
+from phantom.model import load
+from phantom.study import sample_study
 from sae import MatryoshkaSAE, SAEConfig
 from steering import Edit, Positions, Push, compare, steered
 from steering.positions import Row, section_of, sentence_of_last
@@ -254,6 +258,38 @@ def test_given_and_generated_sentences_are_one_report(model, processor, studies,
         want = taught.mask(0, len(whole), 0, None)
         got = row.mask(0, len(whole), 0, whole.ids.tolist())
         assert want.any() and got[written].tolist() == want[written].tolist()
+
+
+@torch.no_grad()
+def test_the_second_sentence_of_a_model_that_ends_its_sentences():
+    """The phantom's model, in float64: the first sentence stays bitwise, the second is steered."""
+    mini, words = load()
+    mini = copy.deepcopy(mini).double()
+    study = sample_study(3, lateral=False, prior=False)
+    tokens = words.tokenize_reporting(indication="trauma .", technique="", comparison="none .")
+    ids = torch.from_numpy(tokens.ids)[None]
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": normalised(np.stack([grey(study.frontal)]), words).double(),
+    }
+    width = mini.config.text_config.hidden_size
+    sae = MatryoshkaSAE(SAEConfig(width, 8, 1, (8,), site="llm.3.resid_post"), seed=0)
+    push = [Push(torch.ones(width), 1.0, 40.0)]
+    where = Positions(sentences=(1,), generated=True)
+    known = {"tokens": tokens, "tokenizer": words.tokenizer}
+    plain_ids, plain = written(mini, inputs, max_new_tokens=16)
+    with steered(mini, sae, push, where, **known):
+        ids_on, on = written(mini, inputs, max_new_tokens=16)
+        ids_off, off = written(mini, inputs, max_new_tokens=16, use_cache=False)
+    stop = words.tokenizer.convert_tokens_to_ids(".")
+    first = int((plain_ids[0, len(tokens) :] == stop).nonzero()[0])
+    # The full stop belongs to the first sentence; the token after it is the first that is edited,
+    # so the logits after that one are the first to change.
+    assert torch.equal(on[:, : first + 2], plain[:, : first + 2])
+    assert (on[:, first + 2] - plain[:, first + 2]).abs().max() > 1e-2
+    assert torch.equal(ids_on, ids_off)
+    torch.testing.assert_close(on, off, atol=1e-9, rtol=0)
 
 
 @torch.no_grad()

@@ -80,12 +80,14 @@ def scores(model, inputs, use_cache):
 @torch.no_grad()
 @pytest.mark.parametrize("where", ["all", "prompt", "generated"])
 def test_cache_on_equals_cache_off(model, sae, inputs, where):
+    """In float32, the dtype of the model: logits of up to a few units, to 1e-5."""
     length = inputs["input_ids"].shape[1]
     with steered(model, sae, [Edit(4, 20.0, 1.0)], where, length):
         with_cache, logits_with = scores(model, inputs, True)
         without, logits_without = scores(model, inputs, False)
-    assert torch.equal(with_cache, without)
-    torch.testing.assert_close(logits_with, logits_without, atol=1e-4, rtol=1e-4)
+    assert logits_with.dtype == torch.float32 and torch.equal(with_cache, without)
+    torch.testing.assert_close(logits_with, logits_without, atol=1e-5, rtol=0)
+    assert not torch.allclose(logits_with, scores(model, inputs, True)[1], atol=1e-2)
 
 
 @torch.no_grad()
