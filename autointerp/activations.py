@@ -17,7 +17,13 @@ from sae.model import MatryoshkaSAE
 def latent_activations(
     sae: MatryoshkaSAE, folder: ActivationFolder, latents: Sequence[int], batch: int = 8192
 ) -> Float[Tensor, "n_tokens n"]:
-    """Activations of a few latents on every row of the folder."""
+    """Activations of a few latents on every row of the folder.
+
+    >>> from phantom.tour import activations, dictionary
+    >>> rows = latent_activations(dictionary(), activations(), [3, 5])
+    >>> len(rows) == activations().n_tokens, rows.shape[1]
+    (True, 2)
+    """
     for latent in latents:
         if not 0 <= latent < sae.config.n_latents:
             raise ConfigError(f"latent {latent} is outside 0–{sae.config.n_latents - 1}")

@@ -115,6 +115,13 @@ def collect(
         If an activation is not finite, or the disk cannot hold the result.
     FolderError
         If ``out`` holds anything but this very result, or the folder lacks the dictionary's site.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from phantom.tour import activations, dictionary, studies
+    >>> with TemporaryDirectory() as folder:
+    ...     found = collect(dictionary(), activations(), None, Path(folder) / "f", studies())
+    ...     found.n_latents, found.site
+    (256, 'llm.3.resid_post')
     """
     config = config or CollectConfig()
     labels = {study.id: study.labels for study in studies}

@@ -166,8 +166,12 @@ def read_steering(path: Path) -> dict[int, list[SteeringView]]:
     Raises
     ------
     ConfigError
-        If a line is not such a record.
+        If there is no such file, or a line is not such a record.
     """
+    if not path.is_file():
+        raise ConfigError(
+            f"no file {path}; give one with the lines that `maira-sae steer --json` printed"
+        )
     found: dict[int, list[SteeringView]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

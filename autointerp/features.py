@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from hooks.files import ConfigError, nearest, open_sealed
-from hooks.html import facts
+from hooks.html import bars, facts, picture
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,6 +104,23 @@ class Example(NamedTuple):
     patch_shape: tuple[int, int] | None
     """Patch rows and columns of a film; ``None`` for text."""
 
+    def __repr__(self) -> str:
+        shape = self.patch_shape
+        size = f"{shape[0]}×{shape[1]} patches" if shape else f"{len(self.token_ids)} tokens"
+        return (
+            f"Example(latent {self.latent}, {self.kind} of {self.modality}, study {self.study!r}, "
+            f"{size}, peak {self.peak:.4g})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The patch map in shades of grey, or the activation of every token."""
+        if self.patch_shape is None:
+            return bars(self.values, [str(i) for i in self.token_ids], f"{self!r}, by token id")
+        values = np.nan_to_num(np.array(self.values, dtype=float)).reshape(self.patch_shape)
+        grey = np.rint(255 * values / max(self.peak, 1e-9)).clip(0, 255).astype(np.uint8)
+        heat = Image.fromarray(grey).resize((160, 160), Image.Resampling.NEAREST)
+        return picture(heat, repr(self))
+
     @property
     def peak_index(self) -> int:
         """Where :attr:`peak_row` is among :attr:`values`, of text and of whole films."""
@@ -161,7 +180,12 @@ class Features:
             "modalities": self.modalities,
             "examples": self._file.metadata.num_rows,
         }
-        return facts("Features", shown)
+        rates = self._columns["rate"][self._columns["n_fired"] > 0]
+        edges = (0, 1e-4, 1e-3, 1e-2, 1e-1, 1)
+        counts = np.histogram(rates, edges)[0].tolist()
+        labels = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+        title = "firing rates, of each latent and modality"
+        return facts("Features", shown) + bars(counts, labels, title)
 
     def _check(self, latent: int) -> int:
         if not 0 <= latent < self.n_latents:

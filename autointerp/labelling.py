@@ -178,6 +178,8 @@ def label_latents(
         "site": features.site,
         "features": fingerprint(features.manifest["files"]),
     }
+    for latent in config.latents:
+        features.stats(latent)  # refuses what is no latent before anything is written
     _claim(out, record)
     if is_sealed(out):
         open_sealed(out, KIND, FORMAT_VERSION, REMEDY)

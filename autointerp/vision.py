@@ -70,6 +70,8 @@ def vision_request(
     modality
         The film; by default the one on which the latent fires most often.
 
+    Notes
+    -----
     A study without a record is left out. All films of a latent share one colour scale, which ends
     at its strongest film.
     """

@@ -18,6 +18,7 @@ from hooks.files import (
     FolderError,
     atomic_path,
     file_record,
+    is_sealed,
     read_json,
     seal,
     write_json,
@@ -57,6 +58,9 @@ class ActivationWriter:
             else:
                 write_json(path, dict(config))
         if (found := read_json(path)) != dict(config):
+            kind = read_json(folder / MANIFEST).get("kind") if is_sealed(folder) else KIND
+            if kind != KIND:
+                raise FolderError(f"{folder} holds {kind!r}, not a harvest; give a new folder")
             differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
             what = f"{differs} is {_brief(found.get(differs))}, asked was "
             what += _brief(config.get(differs))

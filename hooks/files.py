@@ -296,6 +296,8 @@ def verify(folder: Path) -> int:
     int
         The number of files checked.
     """
+    if not folder.is_dir():
+        raise FolderError(f"no folder {folder}; give a finished folder")
     if not is_sealed(folder):
         raise FolderError(f"{folder} has no {MANIFEST}; only finished folders can be verified")
     files = read_json(folder / MANIFEST)["files"]

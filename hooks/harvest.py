@@ -77,6 +77,14 @@ def harvest(
         If ``out`` holds something else.
     WriteError
         If the disk is full. What was written stays, and the same call goes on from there.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from phantom.tour import model, studies
+    >>> with TemporaryDirectory() as folder:
+    ...     config = HarvestConfig(("llm.3.resid_post",), policy="report")
+    ...     acts = harvest(*model(), studies(), config, Path(folder) / "acts")
+    ...     acts.manifest["n_studies"], acts.rows("llm.3.resid_post", 0, 5).shape
+    (4, torch.Size([5, 128]))
     """
     job = Harvest(model, processor, studies, config, out, strict)
     if retry_skipped:

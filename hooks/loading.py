@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from hooks.maira2 import Maira2Config, checkpoint_errors, load_model
+from hooks.maira2 import Maira2Config, check_dtype, checkpoint_errors, load_model
 
 Sees = Literal["studies", "films", "texts"]
 
@@ -30,10 +30,13 @@ def load_any(
     ------
     CheckpointError
         If it cannot be loaded.
+    ConfigError
+        If there is no such dtype.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     from transformers import AutoModelForImageTextToText as AutoLlava
 
+    check_dtype(dtype)
     with checkpoint_errors(source):
         config: Any = AutoConfig.from_pretrained(source)
     if isinstance(config, Maira2Config):

@@ -39,7 +39,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hooks.files import CheckpointError, ConfigError
+from hooks.files import CheckpointError, ConfigError, nearest
 
 RELEASED_VISION = {
     "model_type": "dinov2",
@@ -268,10 +268,18 @@ def _register() -> None:
 _register()
 
 
+def check_dtype(dtype: torch.dtype | str) -> None:
+    """Refuse what is no dtype, before a model is looked for."""
+    known = ("auto", "float32", "bfloat16", "float16", "float64")
+    if isinstance(dtype, str) and dtype not in known:
+        raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, known)}; choose from {known}")
+
+
 def load_model(
     source: str | Path, dtype: torch.dtype | str = "auto", device_map: Any = None
 ) -> Maira2ForConditionalGeneration:
     """A checkpoint in evaluation mode, ready to harvest or steer."""
+    check_dtype(dtype)
     model = Maira2ForConditionalGeneration.from_pretrained(
         source, dtype=dtype, device_map=device_map
     )

@@ -149,7 +149,12 @@ def _places(block: nn.Module) -> tuple[str, ...]:
 
 
 def site_names(model: nn.Module) -> list[str]:
-    """Every site of ``model``, in the order a forward pass reaches them."""
+    """Every site of ``model``, in the order a forward pass reaches them.
+
+    >>> from phantom.tour import model
+    >>> site_names(model()[0])[:3]
+    ['vision.0.resid_pre', 'vision.0.attn_out', 'vision.0.resid_mid']
+    """
     names = {
         tower: [f"{tower}.{i}.{place}" for i, b in enumerate(layers) for place in _places(b)]
         for tower, layers in _towers(model).items()
@@ -166,6 +171,10 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     SiteError
         For an unknown name (with the nearest known one), or a tower, layer or place the model
         does not have.
+
+    >>> from phantom.tour import model
+    >>> resolve_site(model()[0], "llm.3.resid_post").name
+    'llm.3.resid_post'
     """
     towers = _towers(model)
     if name == "projector":
@@ -312,6 +321,14 @@ def rewrite(site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace what flows through ``site`` by ``change(value)`` while the context is open.
 
     ``change`` may return its argument itself, in which case nothing is replaced.
+
+    >>> import torch
+    >>> from phantom.tour import model
+    >>> maira, processor = model()
+    >>> ids = torch.tensor([[1, 5, 7]])
+    >>> with torch.no_grad(), rewrite(resolve_site(maira, "llm.3.mlp_out"), torch.zeros_like):
+    ...     maira(input_ids=ids).logits.shape[:2]
+    torch.Size([1, 3])
     """
     past: Tensor | None = None
 

@@ -248,6 +248,13 @@ def check_splits(studies: Iterable[Study | Skipped]) -> None:
     ------
     StudyError
         It counts the leaks and names the first.
+
+    >>> one = {"frontal": Path("film.png"), "patient": "p"}
+    >>> sides = (("a", "train"), ("b", "test"))
+    >>> parted = [Study(id=name, **one, given_split=side) for name, side in sides]
+    >>> check_splits(parted)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    hooks.files.StudyError: ...
     """
     with SplitCheck() as check:
         for study in studies:
@@ -277,7 +284,13 @@ def refuse_skipped(studies: Iterable[Study | Skipped], where: object) -> Iterato
 
 
 def read_folder(folder: Path) -> list[Study]:
-    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them when strict."""
+    """Studies of ``folder/studies.jsonl``, as :func:`iter_folder` reads them when strict.
+
+    >>> from phantom.tour import studies
+    >>> folder = studies()[0].frontal.parent.parent
+    >>> len(read_folder(folder))
+    4
+    """
     return list(refuse_skipped(iter_folder(folder, strict=True), folder))
 
 

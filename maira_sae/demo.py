@@ -44,6 +44,8 @@ class Demo:
         record = json.loads(json.dumps({"demo": type(self).__name__, **asdict(config)}))
         if path.is_file() and read_json(path) != record:
             raise FolderError(f"{out} holds a demo with other settings; give a new folder")
+        if not path.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FolderError(f"{out} is not empty and is no demo; give a new folder")
         write_json(path, record)
         self.out, self.config = out, config
         self.results: dict[str, dict[str, Any]] = {}

@@ -53,6 +53,12 @@ def calibrate_threshold(
     ------
     ConfigError
         If there are no rows, or fewer positive pre-activations than the target needs.
+
+    >>> from phantom.tour import activations, dictionary
+    >>> acts = activations()
+    >>> found = calibrate_threshold(dictionary(), acts, ~acts.heldout(0.3), target_l0=6.0)
+    >>> abs(found.l0 - 6) < 0.1
+    True
     """
     chunks = _of_folder(sae, folder, {ALL: mask}, batch)
     return _calibrate(sae, chunks, target_l0)[ALL]

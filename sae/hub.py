@@ -97,7 +97,11 @@ def stage(publication: Publication, repo: str, folder: Path) -> Staged:
     ------
     DisclosureError
         If a file holds text, images or local paths and was not named.
+    HubError
+        If ``repo`` is no name of a repository.
     """
+    if repo.count("/") != 1:
+        raise HubError(f"the repository is {repo!r}; name it owner/name")
     sae = MatryoshkaSAE.load(publication.sae)
     named = str(sae.config.model.get("id", ""))
     base_model = publication.base_model
@@ -157,8 +161,6 @@ def publish(
     UploadError
         If the connection breaks; run again.
     """
-    if repo.count("/") != 1:
-        raise HubError(f"the repository is {repo!r}; name it owner/name")
     with tempfile.TemporaryDirectory(prefix="maira-sae-publish-") as temporary:
         staged = stage(publication, repo, Path(temporary))
         with _hub_errors(repo):

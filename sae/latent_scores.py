@@ -21,7 +21,11 @@ _BLOCK = 2**22  # entries ranked at a time
 
 
 def auroc(scores: Float[Tensor, "S F"], labels: Bool[Tensor, " S"]) -> Float[Tensor, " F"]:
-    """Area under the ROC curve of every column; ties count one half. NaN with one class only."""
+    """Area under the ROC curve of every column; ties count one half. NaN with one class only.
+
+    >>> auroc(torch.tensor([[0.1], [0.4], [0.3], [0.9]]), torch.tensor([False, False, True, True]))
+    tensor([0.7500])
+    """
     positive, negative = scores[labels].T.contiguous(), scores[~labels].T.contiguous()
     if positive.shape[1] == 0 or negative.shape[1] == 0:
         return torch.full((scores.shape[1],), float("nan"))

@@ -71,6 +71,9 @@ def gather(batches: Tensor | Iterable[Tensor]) -> Latents:
 
     Raises:
         ConfigError: there are no rows, widths differ, or an activation is not finite.
+
+    >>> gather(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]])).n_latents
+    2
     """
     if isinstance(batches, Tensor):
         batches = batches.split(8192)

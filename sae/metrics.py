@@ -119,7 +119,14 @@ def measure(
     chosen: np.ndarray,
     batch: int = 4096,
 ) -> Quality:
-    """:class:`Quality` of ``sae`` at inference on the chosen rows (mask ``[n_tokens]``)."""
+    """:class:`Quality` of ``sae`` at inference on the chosen rows (mask ``[n_tokens]``).
+
+    >>> from phantom.tour import activations, dictionary
+    >>> acts, site = activations(), "llm.3.resid_post"
+    >>> quality = measure(dictionary(), acts, site, acts.heldout(0.3))
+    >>> quality.n_tokens > 0 and 0 < quality.fvu
+    True
+    """
     folder.check_trained(sae.config.policy)
     meter = QualityMeter(sae.config.d_model, sae.config.n_latents)
     for start in range(0, folder.n_tokens, batch):

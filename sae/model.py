@@ -122,6 +122,10 @@ class MatryoshkaSAE(nn.Module):
         Shape and provenance.
     seed
         Decoder rows are random unit vectors, the encoder starts as the decoder's transpose.
+
+    >>> sae = MatryoshkaSAE(SAEConfig(d_model=4, n_latents=8, k=2, group_sizes=(4, 4)))
+    >>> sae.encode(torch.ones(3, 4)).shape, sae(torch.ones(3, 4)).shape
+    (torch.Size([3, 8]), torch.Size([3, 4]))
     """
 
     def __init__(

@@ -66,6 +66,14 @@ def train(
         If ``out`` holds another run, or ``rows`` lacks the site.
     Interrupted
         After SIGTERM, with a checkpoint saved.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from phantom.tour import activations
+    >>> config = TrainConfig("llm.3.resid_post", expansion=1, k=4, steps=2, batch=64)
+    >>> with TemporaryDirectory() as folder:
+    ...     sae = train(activations(), config, Path(folder) / "sae")
+    >>> sae.config.n_latents
+    128
     """
     return _train(rows, {"": config}, out, log_to)[""]
 
@@ -108,7 +116,8 @@ def _train(
     moments = {name: rows.moments(config.site) for name, config in configs.items()}
     leader = not _distributed() or dist.get_rank() == 0
     settings = {name: asdict(config) for name, config in configs.items()}
-    _claim(out, {"train": settings.get("", settings), "activations": rows.record()}, leader)
+    record = {"train": settings.get("", settings), "activations": rows.record()}
+    _refuse_another(out, record)
     if all(is_sealed(folder) for folder in folders.values()):
         return {name: MatryoshkaSAE.from_pretrained(path) for name, path in folders.items()}
 
@@ -117,6 +126,7 @@ def _train(
         name: Trainer(config, moments[name], rows.policy, rows.model, device)
         for name, config in configs.items()
     }
+    _claim(out, record, leader)  # after all that can refuse a setting, so that nothing is left
     start, position = _restore(out, trainers, leader)
     if leader:
         for path in folders.values():
@@ -203,8 +213,8 @@ def _finish(
     return raw.eval()
 
 
-def _claim(out: Path, record: Mapping[str, Any], leader: bool) -> None:
-    """Make ``out`` this run's, or refuse it if it is another's."""
+def _refuse_another(out: Path, record: Mapping[str, Any]) -> None:
+    """Refuse ``out`` if it is another run's."""
     record = json.loads(json.dumps(record))
     path = out / "train.json"
     if path.is_file():
@@ -217,6 +227,11 @@ def _claim(out: Path, record: Mapping[str, Any], leader: bool) -> None:
                         f"{out} holds another run: {key} is {there!r}, asked was {asked!r}; "
                         "give a new folder, or delete this one"
                     )
+
+
+def _claim(out: Path, record: Mapping[str, Any], leader: bool) -> None:
+    """Make ``out`` this run's."""
+    path = out / "train.json"
     if _distributed():
         dist.barrier()
     if leader and not path.is_file():

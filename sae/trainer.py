@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -129,7 +130,8 @@ class TrainConfig:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {known}")
+                names = [one for one in known if one is not None]
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {names}")
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -210,6 +212,12 @@ class Trainer:
         self.device, dtype = torch.device(device), DTYPES[config.dtype]
         self.sae = MatryoshkaSAE(shape, seed=config.seed, dtype=dtype).to(self.device)
         kernels = select(self.device, config.kernels)
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if kernels.name == "triton" and self.device.type == "cpu" and not interpreted:
+            raise ConfigError(
+                "kernels 'triton' need a CUDA device, and this machine has none; ask for 'cpu', or "
+                "set TRITON_INTERPRET=1 to interpret them, which is slow"
+            )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self.ranks = (Sharded if config.shard_latents else DataParallel)(kernels)
         else:

@@ -30,7 +30,12 @@ def _sides(
 def mean_difference(
     x: Float[Tensor, "n d"], has: Bool[Tensor, " n"], strength: float = 1.0
 ) -> Push:
-    """From the mean of the rows without a concept to that of the rows with it (strength 1)."""
+    """From the mean of the rows without a concept to that of the rows with it (strength 1).
+
+    >>> x = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    >>> mean_difference(x, torch.tensor([False, True])).direction
+    tensor([2., 0.])
+    """
     with_it, without = _sides(x, has)
     difference = with_it.mean(0) - without.mean(0)
     return Push(difference.float(), strength, float(difference.norm()), "mean difference")
@@ -122,6 +127,9 @@ def matched_latent(
         Share of tokens on which each latent fires, as :func:`sae.measure` gives them.
     among
         How many of the nearest latents the draw is from.
+
+    >>> matched_latent(0, torch.tensor([0.1, 0.9, 0.1, 0.9]), among=1)
+    2
     """
     rates = firing_rates.double().cpu()
     if not 0 <= latent < len(rates) or rates[latent] <= 0:

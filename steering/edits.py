@@ -284,5 +284,14 @@ class Plan:
 def apply_edits(
     sae: MatryoshkaSAE, edits: Sequence[Change], h: Float[Tensor, "*batch d"]
 ) -> Float[Tensor, "*batch d"]:
-    """Edited activations, in the dtype of ``h``; ``h`` itself when there are no edits."""
+    """Edited activations, in the dtype of ``h``; ``h`` itself when there are no edits.
+
+    >>> from phantom.tour import dictionary
+    >>> h = torch.ones(2, 128)
+    >>> apply_edits(dictionary(), [], h) is h
+    True
+    >>> changed = apply_edits(dictionary(), [Edit(3, strength=2.0, reference=1.5)], h) - h
+    >>> torch.allclose(changed, 3.0 * dictionary().W_dec[3].expand(2, -1), atol=1e-5)
+    True
+    """
     return Plan(sae, [edits], h.device).apply(h) if edits else h

@@ -60,6 +60,15 @@ def steered(
     ConfigError
         Where edits contradict each other or do not exist, and where positions are empty, need
         what is not given, or do not fit the batch that is run.
+
+    >>> from phantom.tour import dictionary, model
+    >>> maira, ids = model()[0], torch.tensor([[1, 5, 7]])
+    >>> plain = maira(input_ids=ids).logits
+    >>> with steered(maira, dictionary(), [Edit(3, strength=2.0, reference=5.0)]):
+    ...     torch.equal(maira(input_ids=ids).logits, plain)
+    False
+    >>> torch.equal(maira(input_ids=ids).logits, plain)  # nothing is left behind
+    True
     """
     edit_rows = _edit_rows(edits)
     wheres = [where] if isinstance(where, str | Positions) else list(where)
@@ -250,6 +259,12 @@ def compare(
     opening
         First words of the report, given to the model as its own. They count as prompt, and as the
         report's first sentence.
+
+    >>> from phantom.tour import dictionary, model, studies
+    >>> off = [Edit(3, mode="ablate")]
+    >>> texts = compare(*model(), studies()[0], dictionary(), off, max_new_tokens=5)
+    >>> texts._fields
+    ('before', 'after')
     """
     encoding = encode_study(processor, study, with_report=False)
     inputs = _inputs(model, processor, encoding, opening)

@@ -96,7 +96,12 @@ def measure_references(
     quantile: float = 0.99,
     batch: int = 8192,
 ) -> References:
-    """References of ``latents`` over a folder's tokens, of each role and of all."""
+    """References of ``latents`` over a folder's tokens, of each role and of all.
+
+    >>> from phantom.tour import activations, dictionary
+    >>> measure_references(dictionary(), activations(), [3, 5]).n["all"] == activations().n_tokens
+    True
+    """
     for latent in latents:
         if not 0 <= latent < sae.config.n_latents:
             raise ConfigError(f"latent {latent} is outside 0–{sae.config.n_latents - 1}")

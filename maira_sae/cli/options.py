@@ -87,7 +87,8 @@ def numbers(text: str, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise MairaSaeError(f"{option} is {text!r}; write numbers like 12,77") from None
+        example = "0.5,1" if kind is float else "12,77"
+        raise MairaSaeError(f"{option} is {text!r}; write numbers like {example}") from None
 
 
 def names_of(labels: Path | None, site: str) -> dict[int, str]:
@@ -112,7 +113,10 @@ def study_of(folder: Path, study: str) -> Any:
 
     records = {record.id: record for record in load_studies(folder)}
     if study not in records:
-        raise StudyError(f"{folder} has no study {study!r}{nearest(study, records)}")
+        raise StudyError(
+            f"{folder} has no study {study!r}{nearest(study, records)}; choose one of its "
+            f"{len(records)}, such as {next(iter(records), '')!r}"
+        )
     return records[study]
 
 

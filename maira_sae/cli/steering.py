@@ -113,7 +113,10 @@ def steer(
     places = positions(where, view, box, sections, sentences, window)
     records = {record.id: record for record in load_studies(studies)}
     if study is not None and study not in records:
-        raise StudyError(f"{studies} has no study {study!r}{nearest(study, records)}")
+        raise StudyError(
+            f"{studies} has no study {study!r}{nearest(study, records)}; choose one of its "
+            f"{len(records)}, such as {next(iter(records), '')!r}"
+        )
     chosen = [records[study]] if study is not None else list(records.values())[:studies_n]
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
     names = names_of(labels, sae.config.site)

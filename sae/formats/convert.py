@@ -59,6 +59,13 @@ def convert(
         If the format is unknown or cannot express the dictionary.
     FolderError
         If ``destination`` exists and holds anything but the same files.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from phantom.tour import dictionary
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = convert(dictionary(), Path(folder) / "other", to="sae_lens")
+    ...     sorted(path.name for path in (Path(folder) / "other").iterdir())
+    ['cfg.json', 'sae_weights.safetensors']
     """
     if to not in WRITERS:
         known = ", ".join(WRITERS)

@@ -94,6 +94,35 @@ def test_a_comparison_marks_what_changed():
     assert "<mark>left</mark> effusion ." in html
 
 
+def test_every_public_object_says_what_it_is(tmp_path):
+    """Short enough to read, and with the fact a person looks for."""
+    from autointerp.collect import collect
+    from phantom import tour
+    from steering import Edit, Positions
+
+    features = collect(tour.dictionary(), tour.activations(), None, tmp_path / "f", tour.studies())
+    latent = features.alive()[0]
+    example = features.examples(latent)[0]
+    shown = {
+        repr(tour.activations()): "llm.3.resid_post",
+        repr(tour.dictionary()): "n_latents=256",
+        repr(features): "256 latents",
+        repr(example): f"latent {latent}, ",
+        repr(features.stats(latent)): "n_fired",
+        repr(Edit(3, mode="ablate")): "ablate",
+        repr(Positions(generated=True)): "generated=True",
+        repr(Comparison("no effusion .", "left effusion .")): "before='no effusion .'",
+        repr(Study(id="s", frontal=tmp_path / "f.png")): "id='s'",
+    }
+    for text, fact in shown.items():
+        assert fact in text
+        assert len(text) < 1500
+    for one in (features, example):
+        assert "256" in read(one._repr_html_()).text or str(latent) in one._repr_html_()
+    film = example._replace(patch_shape=(2, 2), values=[0.0, 1.0, float("nan"), 2.0], peak=2.0)
+    assert read(film._repr_html_()).images == 1
+
+
 def test_text_is_never_markup():
     hostile = "</td><script>alert(1)</script>"
     for html in (

@@ -175,6 +175,33 @@ def test_published_read_online_and_offline_and_by_other_libraries(sae_folder, tm
             assert "PEERS_PYTHON" not in os.environ, f"{PEERS} is missing"
 
 
+PUSH = """
+import sys
+from pathlib import Path
+import torch
+from sae import MatryoshkaSAE
+from sae.hub import pull
+sae = MatryoshkaSAE.from_pretrained(sys.argv[1])
+print(sae.push_to_hub("me/pushed", data="Drawn films of nobody.", license="mit"))
+again = MatryoshkaSAE.from_pretrained("me/pushed")
+x = torch.randn(50, 48, generator=torch.Generator().manual_seed(0))
+assert torch.equal(again.encode(x), sae.encode(x)) and torch.equal(again(x), sae(x))
+assert again.config == sae.config, (again.config, sae.config)
+here = pull("me/pushed", Path(sys.argv[2]))
+assert "Drawn films of nobody." in (here / "README.md").read_text()
+assert torch.equal(MatryoshkaSAE.load(here).W_dec, sae.W_dec)
+"""
+
+
+def test_pushed_from_python_and_read_again(sae_folder, tmp_path):
+    with hub(tmp_path) as online:
+        arguments = [sys.executable, "-c", PUSH, str(sae_folder), str(tmp_path / "pulled")]
+        assert run(arguments, online).stdout.strip().endswith("/me/pushed")
+        assert len(requests_of(tmp_path, "POST", "/api/repos/create")) == 1
+    repos = json.loads((tmp_path / "repos.json").read_text())
+    assert repos["me/pushed"]["private"]  # nothing else was asked
+
+
 def test_killed_while_uploading_then_resumed(sae_folder, tmp_path):
     """The Hub takes blobs slowly; the client is killed between the first and the second."""
     with hub(tmp_path, "--slow", "1.0") as environment:
