@@ -42,9 +42,7 @@ class Explanations(NamedTuple):
     """The explainer, from delphi's ``run_config.json``; ``delphi`` where there is none."""
 
 
-def write_explanations(
-    labels: Mapping[int, str | None], out: Path, hookpoint: str
-) -> int:
+def write_explanations(labels: Mapping[int, str | None], out: Path, hookpoint: str) -> int:
     """Write a file a labelled latent into the new folder ``out``; gives how many.
 
     "No clear concept" has no file.

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, Request
 from autointerp.explainers import plain_text, strong_from
 from autointerp.features import SILENT, Example, Features
 from autointerp.scores import Verdict, probability_of_yes
 from autointerp.statistics import words_express
+from hooks.studies import Study
 
 MAX_TOKENS = 4
 """Of a yes or no."""
@@ -74,12 +76,44 @@ def questions(
     ]
 
 
+def report_questions(
+    features: Features,
+    latent: int,
+    label: str,
+    studies: Mapping[str, Study],
+    modality: str = "frontal",
+    side: str = "score",
+    strong: bool = False,
+) -> list[Question]:
+    """A film latent's label against the reports of one set's studies, one question a study.
+
+    ``strong`` as in :func:`questions`. A study without a report is left out.
+    """
+    least = strong_from(features, latent, modality) if strong else 0.0
+    asked: dict[str, Question] = {}
+    for one in features.examples(latent, modality, set=side):
+        report = studies[one.study].report if one.study in studies else None
+        if report and (one.kind in SILENT or one.peak >= least):
+            text = " ".join(report.split())
+            asked.setdefault(one.study, Question(label, text, one.patient, one.kind not in SILENT))
+    return list(asked.values())
+
+
 def ask(
-    client: Client, asked: Mapping[Any, Sequence[Question]], name: str = "detection"
+    client: Client,
+    asked: Mapping[Any, Sequence[Question]],
+    name: str = "score",
+    *,
+    batch: BatchConfig | None = None,
+    wait: bool = True,
 ) -> dict[Any, list[Verdict]]:
-    """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``."""
+    """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``.
+
+    ``batch`` and ``wait`` are those of :meth:`autointerp.client.Client.ask_all`.
+    """
     flat = [question for some in asked.values() for question in some]
-    replies = iter(client.ask_all([question.request() for question in flat], name))
+    requests = [question.request() for question in flat]
+    replies = iter(client.ask_all(requests, name, batch=batch, wait=wait))
     return {
         key: [
             Verdict(

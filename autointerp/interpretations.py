@@ -240,9 +240,7 @@ def _of_mapping(value: Mapping[str, Any], columns: Columns, path: Path) -> _Foun
     return _of_records(records, Columns("latent", columns.text), path)
 
 
-def _of_records(
-    records: Sequence[Mapping[str, Any]], columns: Columns, path: Path
-) -> _Found | str:
+def _of_records(records: Sequence[Mapping[str, Any]], columns: Columns, path: Path) -> _Found | str:
     names = list(dict.fromkeys(key for one in records for key in one))
     latent = _column(names, columns.latent, LATENT)
     text = _column([n for n in names if n != latent], columns.text, TEXT)

@@ -11,9 +11,9 @@ It knows no films: a patch is a token ``image_patch_<row>_<column>``. It has one
 feature, here the share of all rows.
 
 Nothing of a patient is written unless it is asked for: without ``text`` each token of a report is
-:data:`REDACTED`, without ``films`` no activation on a film is there at all (the maps of many latents
-together show the film), and studies have no name. With either, studies are numbered in the order
-in which they come, never named.
+:data:`REDACTED`, without ``films`` no activation on a film is there at all (the maps of many
+latents together show the film), and studies have no name. With either, studies are numbered in the
+order in which they come, never named.
 """
 
 from __future__ import annotations

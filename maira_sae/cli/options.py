@@ -13,6 +13,8 @@ import typer
 from hooks.files import MairaSaeError
 
 N = TypeVar("N", int, float)
+LANGUAGE_MODEL = "Language model"
+"""Heading in help of the options about whom to ask."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -24,10 +26,19 @@ SaeFolder = Annotated[Path, typer.Argument(metavar="SAE", help="SAE folder.")]
 ActivationsFolder = Annotated[Path, typer.Argument(metavar="ACTS", help="Activation folder.")]
 Endpoint = Annotated[
     str | None,
-    typer.Option(help="Base URL of an OpenAI-compatible server; without it, word statistics."),
+    typer.Option(
+        help="Base URL of an OpenAI-compatible server; without it, word statistics.",
+        rich_help_panel=LANGUAGE_MODEL,
+    ),
 ]
-Llm = Annotated[str | None, typer.Option(help="Model name at the endpoint.")]
-AllowRemote = Annotated[str | None, typer.Option(help="Host that report text may be sent to.")]
+Llm = Annotated[
+    str | None,
+    typer.Option(help="Model name at the endpoint.", rich_help_panel=LANGUAGE_MODEL),
+]
+AllowRemote = Annotated[
+    str | None,
+    typer.Option(help="Host that report text may be sent to.", rich_help_panel=LANGUAGE_MODEL),
+]
 Dtype = Annotated[str, typer.Option(help="Dtype the model runs in: auto, float32, bfloat16 …")]
 
 

@@ -22,7 +22,7 @@ from autointerp import (
     read_scores,
     write_scores,
 )
-from autointerp.labelling import announce
+from autointerp.labelling import Sources
 from hooks.files import ConfigError, EndpointError, FolderError
 from hooks.harvest import HarvestConfig, harvest
 from maira_sae.scripted_server import Script, serving
@@ -82,11 +82,11 @@ def answer(body):
     return "Yes" if "effusion" in concept and "effusion" in excerpt else "No"
 
 
-def labeller(server, processor, folder, **limits):
+def labeller(server, processor, folder, say=None, **limits):
     prices = {"price_in": 1.0, "price_out": 1.0}
     endpoint = EndpointConfig(server.url, "scripted", limits=Limits(**prices, **limits))
     folder.mkdir(parents=True, exist_ok=True)
-    return Llm(Client(endpoint, Ledger(folder / "ledger.sqlite")), processor.tokenizer)
+    return Llm(Client(endpoint, Ledger(folder / "ledger.sqlite")), processor.tokenizer, say)
 
 
 CONFIG = LabelConfig((0, 1, 2))
@@ -148,7 +148,7 @@ def test_the_explainer_never_sees_a_scored_patient(features, processor, tmp_path
     assert explained and scored and not explained & scored
     with serving(Script(), answer) as server:
         who = labeller(server, processor, tmp_path)
-        request = who.requests(features, CONFIG, {})[0]
+        request = who.requests(features, CONFIG, Sources())[0]
         assert request.messages[-1]["content"].count("<<effusion") >= 5
         labels = label_latents(features, who, CONFIG, tmp_path / "labels")
         detection_scores(features, labels, who, processor.tokenizer)
@@ -165,8 +165,8 @@ def test_labels_are_paid_once_and_stop_at_a_budget(features, processor, tmp_path
         assert caught.value.resumable
         (score,) = detection_scores(features, labels, who, processor.tokenizer)
         assert score.value == 1.0 and server.counts["repeated"] == 0
-        announce(who, features, CONFIG, (), said.append)
-        assert said == ["explain: 0 requests (1 more are kept)"] or "0 requests (1" in said[0]
+        labeller(server, processor, out, said.append).explain(features, CONFIG, Sources())
+        assert len(said) == 1 and said[0].startswith("explain: 0 requests (1 more are kept)")
         before = server.asked.total()
         assert detection_scores(features, labels, who, processor.tokenizer) == [score]
         assert server.asked.total() == before
