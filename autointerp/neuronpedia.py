@@ -245,7 +245,8 @@ def write_neuronpedia(
         If ``out`` holds something else; the same export is kept.
     """
     rows = _Rows(material, config or NeuronpediaConfig())
-    counts = dict.fromkeys(("features", "activations", "explanations", "explanation_scores"), 0)
+    kinds: tuple[str, ...] = ("features", "activations", "explanations", "explanation_scores")
+    counts = dict.fromkeys(kinds, 0)
     chosen = material.chosen
     with atomic_folder(out) as temporary:
         folder = temporary / rows.model / rows.source

@@ -286,7 +286,7 @@ def _truths(
                 sizes[study] = read_image(records[study].frontal).size
             crop = Crop.of(*sizes[study], image_size)
             truth[i] = _on_square(own[study], sizes[study], crop, shape)
-        shown = truth.any((1, 2)) & ~truth.all((1, 2))
+        shown = np.array([mask.any() and not mask.all() for mask in truth])
         if min(shown[heldout].sum(), shown[~heldout].sum()) >= LEAST:
             found[name] = truth
     if not found:

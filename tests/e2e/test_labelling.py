@@ -1,0 +1,378 @@
+"""Explainers, scorers and exports by the command line, against the scripted server."""
+
+import gzip
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autointerp import CollectConfig, collect
+from hooks.harvest import HarvestConfig, harvest
+from hooks.studies import read_folder
+from maira_sae.cli import main
+from maira_sae.scripted_labeller import reply
+from maira_sae.scripted_server import Script, serving
+from sae.model import MatryoshkaSAE, SAEConfig
+from tests.conftest import write_studies
+
+SITE = "llm.1.resid_post"
+WORD, DENSE, SILENT, PATCH, CLEAR = range(5)
+"""Latents: on at "effusion"; everywhere; nowhere; at the upper left patch; at "clear"."""
+
+
+def run(*args):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["maira-sae", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def told(*args):
+    """What the command prints, and its JSON line."""
+    code, out, err = run(*args, "--json")
+    assert code == 0, err
+    return out, json.loads(out.splitlines()[-1])
+
+
+def refused(said, *args, code=2):
+    found, _, err = run(*args)
+    assert found == code and len(err.strip().splitlines()) == 1, err
+    assert said in err, err
+    return err
+
+
+def answer(body):
+    """A model that knows words from words, and that sees pictures without looking."""
+    content = body["messages"][-1]["content"]
+    if isinstance(content, list):
+        label = {"label": "upper left corner", "confidence": 0.8, "evidence": "colour"}
+        return json.dumps(label)
+    return reply(body)
+
+
+@pytest.fixture(scope="module")
+def place(checkpoint, model, processor, tmp_path_factory):
+    """Studies with boxes and masks, activations of films and text, a dictionary, features."""
+    root = tmp_path_factory.mktemp("labelling")
+    folder = write_studies(root / "studies", 72)
+    lines = []
+    for i, line in enumerate((folder / "studies.jsonl").read_text().splitlines()):
+        study = json.loads(line) | {"patient": f"p{i}"}
+        if i % 2:
+            box = [0.0, 0.0, 0.35, 0.35]
+            study["sentences"] = [{"text": "A mass.", "boxes": [box], "labels": ["Mass"]}]
+        lines.append(json.dumps(study))
+        mask = np.zeros(Image.open(folder / study["frontal"]).size[::-1], dtype=np.uint8)
+        mask[-16:, -16:] = 255
+        (root / "masks" / "Corner").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(root / "masks" / "Corner" / f"{study['id']}.png")
+    (folder / "studies.jsonl").write_text("\n".join(lines) + "\n")
+    studies = read_folder(folder)
+    acts = harvest(model, processor, studies, HarvestConfig((SITE,), policy="all"), root / "acts")
+    sae = made_dictionary(acts, processor)
+    sae.save_pretrained(root / "sae")
+    config = CollectConfig(n_top=8, n_quantile=6, n_contrast=8, score=0.4, steer=0.0)
+    collect(sae, acts, config, root / "features", studies)
+    return root
+
+
+def made_dictionary(acts, processor):
+    """Latents that fire where they are meant to, by separating directions."""
+    x = acts.rows(SITE, 0, acts.n_tokens).double()
+    ids = torch.from_numpy(acts.column("token_id").copy())
+    role, view = acts.column("role"), acts.column("view")
+    row, column = acts.column("patch_row"), acts.column("patch_column")
+    sae = MatryoshkaSAE(SAEConfig(32, 16, 2, (16,), site=SITE, policy="all"))
+    report = torch.from_numpy(role == "report")
+    frontal = torch.from_numpy((role == "image") & (view == "frontal"))
+    corner = frontal & torch.from_numpy((row == 0) & (column == 0))
+
+    def word(text):
+        last = processor.tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+        return report & (ids == last)
+
+    with torch.no_grad():
+        sae.W_enc.zero_()
+        sae.b_enc.fill_(-1.0)
+        sae.b_enc[DENSE] = 1.0
+        for latent, on in ((WORD, word(" effusion")), (CLEAR, word(" clear")), (PATCH, corner)):
+            own = frontal if latent == PATCH else report
+            target = on.double() - 0.5
+            weight = torch.where(own, 1.0, 0.2) * torch.where(on, 5.0, 1.0)
+            design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+            root = weight.sqrt()[:, None]
+            solved = torch.linalg.lstsq(design * root, target[:, None] * root).solution[:, 0]
+            value = design @ solved
+            cut = value[~on].quantile(0.999) if latent == PATCH else value[~on].max()
+            sae.W_enc[:, latent] = solved[:-1].float()
+            sae.b_enc[latent] = float(solved[-1] - cut - 1e-4)
+    return sae.eval()
+
+
+def test_features_are_as_meant(place):
+    from autointerp import Features
+
+    features = Features.open(place / "features")
+    assert features.dense(DENSE) and not features.dense(WORD)
+    assert features.alive() and {WORD, PATCH, CLEAR} == set(features.alive())
+    assert set(features.modalities) >= {"frontal", "report"}
+
+
+@pytest.mark.parametrize(
+    ("explainer", "latent", "label"),
+    [
+        ("text", WORD, "effusion"),
+        ("vision", PATCH, "upper left corner"),
+        ("reports", PATCH, None),
+        ("causal", WORD, None),
+    ],
+)
+def test_every_explainer(place, tmp_path, explainer, latent, label):
+    more = {
+        "vision": ("--studies", place / "studies"),
+        "reports": ("--studies", place / "studies"),
+        "causal": ("--sae", place / "sae", "--max-new-tokens", 12, "--strength", 4),
+    }.get(explainer, ())
+    out = tmp_path / "labels"
+    with serving(Script(), answer) as server:
+        args = ("label", place / "features", "--explainer", explainer, *more, "--out", out)
+        args += ("--latents", f"{latent},{DENSE}", "--endpoint", server.url, "--llm", "scripted")
+        args += ("--price-in", 1, "--price-out", 2)
+        shown, result = told(*args)
+        n, n_bytes = server.asked.total(), server.n_bytes
+        again, _ = told(*args)
+        assert server.asked.total() == n
+    assert shown.startswith(f"to do: explain: {n} requests (0 more are kept)")
+    assert "at the given prices" in shown.splitlines()[0]
+    named, dense = result["labels"]
+    assert named["explainer"] == explainer and named["latent"] == latent
+    if label is not None:
+        assert label in named["label"] and named["confidence"] > 0.5
+    assert dense["label"] is None and result["dense"] == [DENSE]
+    assert f"{DENSE}\tdense: " in shown and f"{DENSE}\tdense: " in again
+    left = [json.loads(line) for line in (out / "requests.jsonl").read_text().splitlines()]
+    assert [one["host"] for one in left] == ["127.0.0.1"] * n
+    assert sum(one["bytes"] for one in left) == n_bytes > 0
+
+
+def test_word_statistics_ask_nobody(place, tmp_path):
+    text = ("label", place / "features", "--explainer", "statistics")
+    shown, result = told(*text, "--out", tmp_path / "text")
+    assert {one["model"] for one in result["labels"]} == {"statistics"}
+    assert "effusion" in result["labels"][WORD]["label"]
+    assert f"dense, not labelled: {DENSE}" in shown and result["dense"] == [DENSE]
+    films = (*text, "--modality", "frontal", "--studies", place / "studies")
+    _, result = told(*films, "--out", tmp_path / "films")
+    assert {one["explainer"] for one in result["labels"]} == {"reports"}
+    causal = (*text[:2], "--explainer", "causal", "--latents", str(WORD), "--sae", place / "sae")
+    _, result = told(*causal, "--max-new-tokens", 8, "--out", tmp_path / "causal")
+    assert [one["model"] for one in result["labels"]] == ["statistics"]
+    (kept,) = (tmp_path / "causal").glob("steered-*.jsonl")
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [row["latent"] for row in rows] == [None, WORD]
+
+
+def test_what_an_explainer_lacks_is_said(place, tmp_path):
+    args = ("label", place / "features", "--out", tmp_path / "x", "--explainer")
+    there = ("--endpoint", "http://127.0.0.1:9/v1", "--llm", "x")
+    refused("did you mean 'vision'", *args, "vison")
+    refused("needs --studies, whose films it shows", *args, "vision")
+    refused("needs --studies, whose reports it reads", *args, "reports")
+    refused("needs --sae", *args, "causal")
+    refused("give --endpoint", *args, "vision", "--studies", place / "studies")
+    refused("asks nobody", *args, "statistics", *there)
+    refused("--batch is for --endpoint", *args, "text", "--batch")
+    assert not (tmp_path / "x").exists()
+
+
+def test_films_leave_for_a_named_host_only(place, tmp_path):
+    args = ("label", place / "features", "--explainer", "vision", "--studies", place / "studies")
+    args += ("--latents", PATCH, "--llm", "x", "--out", tmp_path / "labels")
+    args += ("--endpoint", "https://llm.example.org/v1")
+    refused("pass --allow-remote llm.example.org", *args)
+    refused(
+        "pass --allow-remote-images llm.example.org", *args, "--allow-remote", "llm.example.org"
+    )
+    assert not (tmp_path / "labels" / "requests.jsonl").exists()
+
+
+def test_a_budget_stops_and_the_same_command_goes_on(place, tmp_path):
+    with serving(Script(), answer) as server:
+        args = ("label", place / "features", "--latents", f"{WORD},{CLEAR}", "--llm", "scripted")
+        args += ("--endpoint", server.url, "--out", tmp_path / "labels", "--concurrency", 1)
+        refused("as many as max_requests allows", *args, "--max-requests", 1, code=3)
+        prices = ("--price-in", 1000, "--price-out", 1000)
+        refused("might pass max_cost", *args, *prices, "--max-cost", 0.001, code=3)
+        assert server.asked.total() == 1
+        shown, result = told(*args)
+        assert shown.startswith("to do: explain: 1 requests (1 more are kept)")
+        assert result["named"] == 2 and server.counts["repeated"] == 0
+
+
+def test_batches_are_left_and_collected(place, tmp_path):
+    with serving(Script(batch_seconds=0.4), answer) as server:
+        args = ("label", place / "features", "--latents", f"{WORD},{CLEAR}", "--llm", "scripted")
+        args += ("--endpoint", server.url, "--out", tmp_path / "labels", "--batch")
+        args += ("--poll", 0.05)
+        refused("run again to collect them", *args, "--no-wait", code=3)
+        _, result = told(*args)
+        assert result["named"] == 2
+        counts = server.counts
+        assert (counts["uploads"], counts["batches"], counts["repeated"]) == (1, 1, 0)
+        scores = ("score", place / "features", tmp_path / "labels", "--out", tmp_path / "scores")
+        scores += ("--endpoint", server.url, "--llm", "scripted", "--batch", "--poll", 0.05)
+        shown, result = told(*scores)
+        assert shown.startswith("to do: score: ") and server.counts["repeated"] == 0
+        assert [one["value"] for one in result["scores"]] == [1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def scored(place, tmp_path_factory):
+    """Labels of text, and scores of every scorer."""
+    out = tmp_path_factory.mktemp("scored")
+    with serving(Script(), answer) as server:
+        there = ("--endpoint", server.url, "--llm", "scripted")
+        args = ("label", place / "features", "--latents", f"{WORD},{CLEAR},{DENSE}", *there)
+        told(*args, "--out", out / "labels")
+        names = "detection,fuzzing,embedding,agreement"
+        args = ("score", place / "features", out / "labels", "--scorers", names, *there)
+        args += ("--sae", place / "sae", "--acts", place / "acts", "--studies", place / "studies")
+        shown, result = told(*args, "--out", out / "scores")
+    return out, shown, result
+
+
+def test_every_scorer_of_text(scored):
+    _, shown, result = scored
+    found = {(one["latent"], one["scorer"]): one for one in result["scores"]}
+    assert {scorer for _, scorer in found} == {"detection", "fuzzing", "embedding", "agreement"}
+    assert {latent for latent, _ in found} == {WORD, CLEAR}  # the dense one has no label
+    assert found[WORD, "detection"]["value"] == 1.0
+    assert found[WORD, "detection"]["baseline"] <= 0.6
+    assert found[WORD, "fuzzing"]["value"] >= 0.9
+    assert found[WORD, "embedding"]["value"] >= 0.8
+    agreed = found[WORD, "agreement"]
+    assert (agreed["about"], agreed["value"]) == ("Effusion", 1.0) and agreed["n"] > 10
+    assert "Effusion\tagreement 1.000 (shuffled" in shown
+
+
+def test_scorers_of_films(place, tmp_path):
+    args = ("label", place / "features", "--explainer", "statistics", "--modality", "frontal")
+    args += ("--latents", str(PATCH), "--studies", place / "studies")
+    told(*args, "--out", tmp_path / "labels")
+    args = ("score", place / "features", tmp_path / "labels", "--out", tmp_path / "scores")
+    refused("localisation needs --sae", *args, "--scorer", "localisation")
+    refused("did you mean 'fuzzing'", *args, "--scorer", "fuzing")
+    args += ("--sae", place / "sae", "--acts", place / "acts", "--studies", place / "studies")
+    args += ("--scorer", "detection,localisation", "--masks", place / "masks")
+    _, result = told(*args)
+    located = [one for one in result["scores"] if one["scorer"] == "localisation"][0]
+    # The boxes are where it fires; the masks, in the other corner, are not.
+    assert located["about"] == "Mass" and located["value"] > 0.9 and located["n"] > 5
+    detail = result["localisation"][str(PATCH)]
+    assert detail["pointing"][0] == 1.0 and detail["iou"][0] > 0.5
+    assert detail["pixel_auroc"][0] == located["value"]
+
+
+def read_batches(folder):
+    found = []
+    for path in sorted(folder.glob("batch-*.jsonl.gz")):
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        found += [json.loads(line) for line in lines]
+    return found
+
+
+def test_neuronpedia_gets_no_words_unless_asked(place, scored, tmp_path):
+    out, *_ = scored
+    args = ("export", place / "features", "--labels", out / "labels", "--scores", out / "scores")
+    args += ("--sae", place / "sae", "--creator", "a lab")
+    shown, counts = told(*args, "--out", tmp_path / "plain")
+    assert "of patients: nothing" in shown
+    assert {p.name for p in (tmp_path / "plain" / "maira-2").iterdir()} == {
+        "1-maira-sae-llm-resid-post"
+    }
+    plain = tmp_path / "plain/maira-2/1-maira-sae-llm-resid-post"
+    rows = read_batches(plain / "activations")
+    assert len(rows) == counts["activations"] > 0
+    assert {token for row in rows for token in row["tokens"]} == {"▇"}
+    assert {row["dataSource"] for row in rows} <= {"report", "prompt"}
+    assert {row["dataIndex"] for row in rows} == {None}
+    shown, _ = told(*args, "--with-text", "--with-films", "--out", tmp_path / "full")
+    assert "of patients: words and films" in shown
+    rows = read_batches(tmp_path / "full/maira-2/1-maira-sae-llm-resid-post/activations")
+    words = [row for row in rows if row["index"] == str(WORD)]
+    assert all("effusion" in row["tokens"][row["maxValueTokenIndex"]] for row in words)
+    films = [row for row in rows if row["dataSource"] == "frontal"]
+    assert {row["tokens"][row["maxValueTokenIndex"]] for row in films} == {"image_patch_0_0"}
+    for folder in ("plain", "full"):
+        everything = b"".join(
+            gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes()
+            for p in (tmp_path / folder).rglob("*")
+            if p.is_file()
+        )
+        for study in read_folder(place / "studies"):
+            assert f'"{study.id}"'.encode() not in everything
+    refused("no format 'parket'; did you mean 'parquet'", *args, "--format", "parket", "--out", "x")
+
+
+def test_the_api_takes_the_payloads(place, scored, tmp_path):
+    out, *_ = scored
+    args = ("export", place / "features", "--labels", out / "labels", "--out", tmp_path / "api")
+    _, counts = told(*args, "--format", "neuronpedia-api")
+    (path,) = (tmp_path / "api").glob("*.json")
+    payload = json.loads(path.read_text())
+    assert set(payload) == {"modelId", "source", "features"}
+    by_index = {one["index"]: one for one in payload["features"]}
+    assert set(by_index) == {WORD, PATCH, CLEAR} and counts["features"] == 3
+    assert "effusion" in by_index[WORD]["explanations"][0]["text"]
+    assert all(len(a["tokens"]) == len(a["values"]) for a in by_index[WORD]["activations"])
+
+
+def test_delphi_and_tables_come_back(place, scored, tmp_path):
+    from autointerp import read_labels, read_scores
+    from autointerp.tables import read_parquet
+
+    out, *_ = scored
+    labels, scores = read_labels(out / "labels"), read_scores(out / "scores")
+    args = ("export", place / "features", "--labels", out / "labels", "--scores", out / "scores")
+    told(*args, "--format", "parquet", "--out", tmp_path / "tables")
+    assert read_parquet(tmp_path / "tables") == (labels, scores)
+    told(*args, "--format", "delphi", "--out", tmp_path / "delphi")
+    files = [p for p in (tmp_path / "delphi").rglob("*.txt")]
+    assert not any("effusion ." in p.read_text() or "str_tokens\": [\"" in p.read_text() for p in files)
+    back = ("label", place / "features", "--from", tmp_path / "delphi/explanations")
+    _, result = told(*back, "--out", tmp_path / "labels")
+    named = {one.latent: one.label for one in labels if one.label}
+    assert {one["latent"]: one["label"] for one in result["labels"]} == named
+    back = ("score", place / "features", tmp_path / "labels", "--out", tmp_path / "scores")
+    _, result = told(*back, "--from", tmp_path / "delphi/scores")
+    ours = {(one.latent, one.scorer): (one.value, one.auroc, one.n) for one in scores}
+    assert len(result["scores"]) == 4
+    for one in result["scores"]:
+        assert ours[one["latent"], one["scorer"]] == (one["value"], one["auroc"], one["n"])
+    told(*args, "--format", "delphi", "--with-text", "--out", tmp_path / "words")
+    path = tmp_path / f"words/scores/detection/layers.1_latent{WORD}.txt"
+    examples = json.loads(path.read_text())
+    for one in examples:
+        assert one["activating"] == ("effusion" in "".join(one["str_tokens"]))
+    published = tmp_path / "interpretations.csv"
+    published.write_text(f"feature_id,interpretation,f1\n{WORD},An effusion,0.5\n{CLEAR},None,0.1\n")
+    _, result = told("label", place / "features", "--from", published, "--out", tmp_path / "csv")
+    assert [one["label"] for one in result["labels"]] == ["An effusion", None]
+    assert result["scores"] == {str(WORD): {"f1": 0.5}, str(CLEAR): {"f1": 0.1}}
+    refused(
+        "has nothing of the hookpoint 'layers.7'",
+        *("label", place / "features", "--from", tmp_path / "delphi/explanations"),
+        *("--hookpoint", "layers.7", "--out", tmp_path / "none"),
+    )
+
+
