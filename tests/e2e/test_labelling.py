@@ -72,7 +72,7 @@ def place(checkpoint, model, processor, tmp_path_factory):
             box = [0.0, 0.0, 0.35, 0.35]
             study["sentences"] = [{"text": "A mass.", "boxes": [box], "labels": ["Mass"]}]
         lines.append(json.dumps(study))
-        mask = np.zeros(Image.open(folder / study["frontal"]).size[::-1], dtype=np.uint8)
+        mask = np.zeros((48 + 2 * (i % 3), 60), dtype=np.uint8)
         mask[-16:, -16:] = 255
         (root / "masks" / "Corner").mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask).save(root / "masks" / "Corner" / f"{study['id']}.png")
@@ -80,8 +80,8 @@ def place(checkpoint, model, processor, tmp_path_factory):
     studies = read_folder(folder)
     acts = harvest(model, processor, studies, HarvestConfig((SITE,), policy="all"), root / "acts")
     sae = made_dictionary(acts, processor)
-    sae.save_pretrained(root / "sae")
-    config = CollectConfig(n_top=8, n_quantile=6, n_contrast=8, score=0.4, steer=0.0)
+    sae.save(root / "sae", {})
+    config = CollectConfig(n_top=12, n_quantile=8, n_contrast=12, score=0.4, steer=0.0)
     collect(sae, acts, config, root / "features", studies)
     return root
 
@@ -105,18 +105,35 @@ def made_dictionary(acts, processor):
         sae.W_enc.zero_()
         sae.b_enc.fill_(-1.0)
         sae.b_enc[DENSE] = 1.0
-        for latent, on in ((WORD, word(" effusion")), (CLEAR, word(" clear")), (PATCH, corner)):
-            own = frontal if latent == PATCH else report
-            target = on.double() - 0.5
-            weight = torch.where(own, 1.0, 0.2) * torch.where(on, 5.0, 1.0)
-            design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-            root = weight.sqrt()[:, None]
-            solved = torch.linalg.lstsq(design * root, target[:, None] * root).solution[:, 0]
-            value = design @ solved
-            cut = value[~on].quantile(0.999) if latent == PATCH else value[~on].max()
-            sae.W_enc[:, latent] = solved[:-1].float()
-            sae.b_enc[latent] = float(solved[-1] - cut - 1e-4)
+    for latent, on in ((WORD, word(" effusion")), (CLEAR, word(" clear")), (PATCH, corner)):
+        direction, bias = separating(x, on)
+        with torch.no_grad():
+            sae.W_enc[:, latent], sae.b_enc[latent] = direction.float(), float(bias)
     return sae.eval()
+
+
+def separating(x, on):
+    """A direction and a bias that are above zero on some rows and below on all others."""
+    spread = x.std(0)
+    weight = torch.zeros(x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=300, line_search_fn="strong_wolfe")
+    share = torch.where(on, 0.5 / on.sum(), 0.5 / (~on).sum())
+
+    def loss():
+        optimizer.zero_grad()
+        value = (x / spread) @ weight[:-1] + weight[-1]
+        signed = torch.where(on, value, -value)
+        total = (share * torch.nn.functional.softplus(-signed)).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    weight = weight.detach()
+    direction = weight[:-1] / spread
+    value = x @ direction
+    low, high = value[~on].max(), value[on].min()
+    assert low < high, "the rows cannot be told apart"
+    return direction, -(low + high) / 2
 
 
 def test_features_are_as_meant(place):
