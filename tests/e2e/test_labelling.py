@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from autointerp import CollectConfig, collect
+from autointerp.embedding import PACKAGE
 from hooks.harvest import HarvestConfig, harvest
 from hooks.studies import read_folder
 from maira_sae.cli import main
@@ -21,6 +23,7 @@ from sae.model import MatryoshkaSAE, SAEConfig
 from tests.conftest import write_studies
 
 SITE = "llm.1.resid_post"
+MINILM = find_spec(PACKAGE) is not None
 WORD, DENSE, SILENT, PATCH, CLEAR = range(5)
 """Latents: on at "effusion"; everywhere; nowhere; at the upper left patch; at "clear"."""
 
@@ -116,24 +119,27 @@ def separating(x, on):
     """A direction and a bias that are above zero on some rows and below on all others."""
     spread = x.std(0)
     weight = torch.zeros(x.shape[1] + 1, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=300, line_search_fn="strong_wolfe")
-    share = torch.where(on, 0.5 / on.sum(), 0.5 / (~on).sum())
+    few = on | (torch.arange(len(x)) % 7 == 0)
+    for _ in range(8):
+        some, signs = x[few] / spread, torch.where(on[few], 1.0, -1.0)
+        share = torch.where(on[few], 0.5 / on.sum(), 0.5 / (few & ~on).sum())
+        optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss():
-        optimizer.zero_grad()
-        value = (x / spread) @ weight[:-1] + weight[-1]
-        signed = torch.where(on, value, -value)
-        total = (share * torch.nn.functional.softplus(-signed)).sum()
-        total.backward()
-        return total
+        def loss(some=some, signs=signs, share=share, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = some @ weight[:-1] + weight[-1]
+            total = (share * torch.nn.functional.softplus(-signs * value)).sum()
+            total.backward()
+            return total
 
-    optimizer.step(loss)
-    weight = weight.detach()
-    direction = weight[:-1] / spread
-    value = x @ direction
-    low, high = value[~on].max(), value[on].min()
-    assert low < high, "the rows cannot be told apart"
-    return direction, -(low + high) / 2
+        optimizer.step(loss)
+        direction = weight.detach()[:-1] / spread
+        value = x @ direction
+        low, high = value[~on].max(), value[on].min()
+        if low < high:
+            return direction, -(low + high) / 2
+        few = few | (~on & (value >= high))  # those on the wrong side count from now on
+    raise AssertionError("the rows cannot be told apart")
 
 
 def test_features_are_as_meant(place):
@@ -158,7 +164,7 @@ def test_every_explainer(place, tmp_path, explainer, latent, label):
     more = {
         "vision": ("--studies", place / "studies"),
         "reports": ("--studies", place / "studies"),
-        "causal": ("--sae", place / "sae", "--max-new-tokens", 12, "--strength", 4),
+        "causal": ("--sae", place / "sae", "--max-new-tokens", 12, "--strength", 1),
     }.get(explainer, ())
     out = tmp_path / "labels"
     with serving(Script(), answer) as server:
@@ -261,7 +267,7 @@ def scored(place, tmp_path_factory):
         there = ("--endpoint", server.url, "--llm", "scripted")
         args = ("label", place / "features", "--latents", f"{WORD},{CLEAR},{DENSE}", *there)
         told(*args, "--out", out / "labels")
-        names = "detection,fuzzing,embedding,agreement"
+        names = "detection,fuzzing,agreement" + ",embedding" * MINILM
         args = ("score", place / "features", out / "labels", "--scorers", names, *there)
         args += ("--sae", place / "sae", "--acts", place / "acts", "--studies", place / "studies")
         shown, result = told(*args, "--out", out / "scores")
@@ -271,12 +277,15 @@ def scored(place, tmp_path_factory):
 def test_every_scorer_of_text(scored):
     _, shown, result = scored
     found = {(one["latent"], one["scorer"]): one for one in result["scores"]}
-    assert {scorer for _, scorer in found} == {"detection", "fuzzing", "embedding", "agreement"}
+    names = {"detection", "fuzzing", "agreement"} | ({"embedding"} if MINILM else set())
+    assert {scorer for _, scorer in found} == names
     assert {latent for latent, _ in found} == {WORD, CLEAR}  # the dense one has no label
     assert found[WORD, "detection"]["value"] == 1.0
     assert found[WORD, "detection"]["baseline"] <= 0.6
-    assert found[WORD, "fuzzing"]["value"] >= 0.9
-    assert found[WORD, "embedding"]["value"] >= 0.8
+    # Of a word in several tokens the latent is on at the last, which the judge does not know.
+    assert found[WORD, "fuzzing"]["value"] >= 0.75 > found[WORD, "fuzzing"]["baseline"]
+    if MINILM:
+        assert found[WORD, "embedding"]["value"] >= 0.8
     agreed = found[WORD, "agreement"]
     assert (agreed["about"], agreed["value"]) == ("Effusion", 1.0) and agreed["n"] > 10
     assert "Effusion\tagreement 1.000 (shuffled" in shown
@@ -300,6 +309,28 @@ def test_scorers_of_films(place, tmp_path):
     assert detail["pixel_auroc"][0] == located["value"]
 
 
+COLUMNS = {
+    "features": {
+        *("modelId", "layer", "index", "creatorId", "sourceSetName", "maxActApprox", "hasVector"),
+        *("vector", "vectorDefaultSteerStrength", "hookName", "frac_nonzero", "pos_str"),
+        *("pos_values", "neg_str", "neg_values"),
+    },
+    "activations": {
+        *("id", "tokens", "dataIndex", "index", "layer", "modelId", "dataSource", "maxValue"),
+        *("maxValueTokenIndex", "minValue", "values", "creatorId"),
+    },
+    "explanations": {
+        *("id", "modelId", "layer", "index", "description", "authorId", "typeName"),
+        "explanationModelName",
+    },
+    "explanation_scores": {
+        *("id", "initiatedByUserId", "value", "explanationId", "explanationScoreTypeName"),
+        *("explanationScoreModelName", "jsonDetails"),
+    },
+}
+"""Of the tables Neuron, Activation, Explanation and ExplanationScore of its database."""
+
+
 def read_batches(folder):
     found = []
     for path in sorted(folder.glob("batch-*.jsonl.gz")):
@@ -318,6 +349,14 @@ def test_neuronpedia_gets_no_words_unless_asked(place, scored, tmp_path):
         "1-maira-sae-llm-resid-post"
     }
     plain = tmp_path / "plain/maira-2/1-maira-sae-llm-resid-post"
+    for folder, columns in COLUMNS.items():
+        rows = read_batches(plain / folder)
+        assert len(rows) == counts[folder] > 0
+        assert {frozenset(row) for row in rows} == {frozenset(rows[0])}  # its importer needs that
+        assert set(rows[0]) <= columns
+        assert len({row.get("id", row.get("index")) for row in rows}) == len(rows)
+    kinds = (tmp_path / "plain/config/explanation_type.jsonl").read_text()
+    assert json.loads(kinds)["name"] == read_batches(plain / "explanations")[0]["typeName"]
     rows = read_batches(plain / "activations")
     assert len(rows) == counts["activations"] > 0
     assert {token for row in rows for token in row["tokens"]} == {"▇"}
@@ -338,7 +377,9 @@ def test_neuronpedia_gets_no_words_unless_asked(place, scored, tmp_path):
         )
         for study in read_folder(place / "studies"):
             assert f'"{study.id}"'.encode() not in everything
-    refused("no format 'parket'; did you mean 'parquet'", *args, "--format", "parket", "--out", "x")
+    refused(
+        "no format 'parket' (did you mean 'parquet'?)", *args, "--format", "parket", "--out", "x"
+    )
 
 
 def test_the_api_takes_the_payloads(place, scored, tmp_path):
@@ -365,7 +406,7 @@ def test_delphi_and_tables_come_back(place, scored, tmp_path):
     assert read_parquet(tmp_path / "tables") == (labels, scores)
     told(*args, "--format", "delphi", "--out", tmp_path / "delphi")
     files = [p for p in (tmp_path / "delphi").rglob("*.txt")]
-    assert not any("effusion ." in p.read_text() or "str_tokens\": [\"" in p.read_text() for p in files)
+    assert len(files) == 2 + 4 and not any('"str_tokens": ["' in p.read_text() for p in files)
     back = ("label", place / "features", "--from", tmp_path / "delphi/explanations")
     _, result = told(*back, "--out", tmp_path / "labels")
     named = {one.latent: one.label for one in labels if one.label}
@@ -382,7 +423,9 @@ def test_delphi_and_tables_come_back(place, scored, tmp_path):
     for one in examples:
         assert one["activating"] == ("effusion" in "".join(one["str_tokens"]))
     published = tmp_path / "interpretations.csv"
-    published.write_text(f"feature_id,interpretation,f1\n{WORD},An effusion,0.5\n{CLEAR},None,0.1\n")
+    published.write_text(
+        f"feature_id,interpretation,f1\n{WORD},An effusion,0.5\n{CLEAR},None,0.1\n"
+    )
     _, result = told("label", place / "features", "--from", published, "--out", tmp_path / "csv")
     assert [one["label"] for one in result["labels"]] == ["An effusion", None]
     assert result["scores"] == {str(WORD): {"f1": 0.5}, str(CLEAR): {"f1": 0.1}}
@@ -391,5 +434,3 @@ def test_delphi_and_tables_come_back(place, scored, tmp_path):
         *("label", place / "features", "--from", tmp_path / "delphi/explanations"),
         *("--hookpoint", "layers.7", "--out", tmp_path / "none"),
     )
-
-
