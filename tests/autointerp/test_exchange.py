@@ -90,7 +90,7 @@ def test_unusual_names_are_asked_for(tmp_path):
 def test_which_file_is_never_guessed(tmp_path):
     with pytest.raises(FolderError, match="no file, no folder and no Hub repository"):
         read_interpretations(tmp_path / "a" / "b c")
-    with pytest.raises(FolderError, match="has no .json"):
+    with pytest.raises(FolderError, match=r"has no \.json"):
         read_interpretations(tmp_path)
     for name in ("a_labels.csv", "b_labels.csv", "other.csv"):
         (tmp_path / name).write_text("latent,label\n3,left effusion\n")
