@@ -293,7 +293,7 @@ def _truths(
         raise ConfigError(
             f"{sorted(marked) or 'nothing'} is marked by boxes or masks, and none of it on at "
             f"least {LEAST} films of the scored patients and of the others; give studies "
-            "or --masks, or leave localisation out"
+            "with boxes, or --masks, or leave localisation out"
         )
     return found
 
