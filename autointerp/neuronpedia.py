@@ -245,8 +245,7 @@ def write_neuronpedia(
         If ``out`` holds something else; the same export is kept.
     """
     rows = _Rows(material, config or NeuronpediaConfig())
-    kinds: tuple[str, ...] = ("features", "activations", "explanations", "explanation_scores")
-    counts = dict.fromkeys(kinds, 0)
+    counts: dict[str, int] = {}
     chosen = material.chosen
     with atomic_folder(out) as temporary:
         folder = temporary / rows.model / rows.source
@@ -256,7 +255,7 @@ def write_neuronpedia(
             _lines(temporary / "config" / name, tables)
         for number, start in enumerate(range(0, len(chosen), BATCH)):
             for kind, tables in _batch(rows, chosen[start : start + BATCH]).items():
-                counts[kind] += len(tables)
+                counts[kind] = counts.get(kind, 0) + len(tables)
                 if tables:
                     _zipped(folder / kind / f"batch-{number}.jsonl.gz", tables)
     return counts
