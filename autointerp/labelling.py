@@ -15,6 +15,7 @@ from autointerp import fuzzing
 from autointerp.client import Client, EndpointConfig, Ledger, Request
 from autointerp.detection import Question, ask, questions
 from autointerp.explainers import (
+    STRONG,
     Explanation,
     plain_text,
     report_request,
@@ -26,6 +27,7 @@ from autointerp.explainers import (
 from autointerp.explaining import explain
 from autointerp.features import IMAGES, MODALITIES, Features
 from autointerp.labels import FORMAT_VERSION, KIND, REMEDY, Label, read_labels, write_labels
+from autointerp.operating import STRENGTHS, Offer, Point, calibrate
 from autointerp.scores import Score, Verdict
 from autointerp.scoring import score_labels
 from autointerp.statistics import words_express
@@ -57,6 +59,15 @@ class LabelConfig:
     films it fires."""
     modality: str = "report"
     """Of the examples shown; of ``reports`` a film."""
+    calibrate: bool = False
+    """State each label with the activation above which it holds (:mod:`autointerp.operating`), of
+    labels from several strengths of firing. Each takes a question for every excerpt of the
+    explaining patients."""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Shares of a latent's maximum, for each of which a label is asked for."""
+        return STRENGTHS if self.calibrate else (STRONG,)
 
     def __post_init__(self) -> None:
         if not self.latents:
@@ -77,17 +88,30 @@ class LabelConfig:
                 f"explainer {self.explainer!r} and modality {self.modality!r} do not go together; "
                 "text is explained by text, and films by reports"
             )
+        if self.calibrate and self.explainer != "text":
+            raise ConfigError(
+                "calibrate holds labels against excerpts, and explainer 'reports' has none; leave "
+                "it out, or explain text"
+            )
 
 
 class Labeller(Protocol):
     """Names latents, and says which excerpts express a name."""
 
     model: str
+    tokenizer: Any
 
     def explain(
-        self, features: Features, config: LabelConfig, studies: Mapping[str, Study]
+        self,
+        features: Features,
+        config: LabelConfig,
+        studies: Mapping[str, Study],
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
-        """An explanation of each latent; ``None`` where none was to be had."""
+        """An explanation of each latent; ``None`` where none was to be had.
+
+        ``strong`` is the share of its maximum from which a latent is shown as on.
+        """
         ...
 
     def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
@@ -99,17 +123,21 @@ class Llm:
     """A language model behind an endpoint; answers are kept in the client's ledger."""
 
     def __init__(self, client: Client, tokenizer: Any) -> None:
-        self.client, self._tokenizer = client, tokenizer
+        self.client, self.tokenizer = client, tokenizer
         self.model = client.config.model
 
     def requests(
-        self, features: Features, config: LabelConfig, studies: Mapping[str, Study]
+        self,
+        features: Features,
+        config: LabelConfig,
+        studies: Mapping[str, Study],
+        strong: float = STRONG,
     ) -> dict[int, Request]:
         """A request for each latent that can have a name."""
         found = {}
         for latent in config.latents:
             if config.explainer == "text":
-                request = text_request(features, latent, self._tokenizer, config.modality)
+                request = text_request(features, latent, self.tokenizer, config.modality, strong)
             else:
                 request = report_request(features, latent, studies, config.modality)
             if request is not None:
@@ -117,9 +145,13 @@ class Llm:
         return found
 
     def explain(
-        self, features: Features, config: LabelConfig, studies: Mapping[str, Study]
+        self,
+        features: Features,
+        config: LabelConfig,
+        studies: Mapping[str, Study],
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
-        found = explain(self.client, self.requests(features, config, studies)).found
+        found = explain(self.client, self.requests(features, config, studies, strong)).found
         return {latent: found.get(latent) for latent in config.latents}
 
     def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
@@ -132,18 +164,22 @@ class Words:
     model = STATISTICS
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def explain(
-        self, features: Features, config: LabelConfig, studies: Mapping[str, Study]
+        self,
+        features: Features,
+        config: LabelConfig,
+        studies: Mapping[str, Study],
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
         found: dict[int, Explanation | None] = dict.fromkeys(config.latents)
         for latent in config.latents:
             if features.dense(latent):
                 continue
             if config.explainer == "text":
-                sides = shown(features, latent, config.modality)
-                on, off = ([plain_text(one, self._tokenizer) for one in side] for side in sides)
+                sides = shown(features, latent, config.modality, strong)
+                on, off = ([plain_text(one, self.tokenizer) for one in side] for side in sides)
             else:
                 on, off = reports_of(features, latent, studies, config.modality)
             label = words_label(on, off)
@@ -182,19 +218,47 @@ def label_latents(
     if is_sealed(out):
         open_sealed(out, KIND, FORMAT_VERSION, REMEDY)
         return read_labels(out)
-    found = labeller.explain(features, config, {study.id: study for study in studies})
+    by_id = {study.id: study for study in studies}
+    told = {
+        strong: labeller.explain(features, config, by_id, strong) for strong in config.strengths
+    }
+    points = _calibrated(features, labeller, config, told) if config.calibrate else {}
     labels = []
-    for latent, one in found.items():
-        label = (one.label or "").strip() or None if one else None
-        sure = one.confidence if one else None
+    for latent in config.latents:
+        answers = [one for one in (found[latent] for found in told.values()) if one is not None]
+        if latent in points:
+            label, point = points[latent]
+            answers = [one for one in answers if _text(one) == label]
+        else:
+            label, point = (_text(answers[0]) if answers else None), None
         labels.append(
             Label(
-                *(latent, label, config.explainer, labeller.model, sure, config.modality),
-                reference=features.reference(latent),
+                *(latent, label, config.explainer, labeller.model),
+                *(answers[0].confidence if answers else None, config.modality),
+                features.reference(latent),
+                *(point or ()),
             )
         )
     write_labels(labels, out)
     return labels
+
+
+def _text(one: Explanation | None) -> str | None:
+    return (one.label or "").strip() or None if one else None
+
+
+def _calibrated(
+    features: Features,
+    labeller: Labeller,
+    config: LabelConfig,
+    told: Mapping[float, Mapping[int, Explanation | None]],
+) -> dict[int, tuple[str, Point]]:
+    """The best label of each latent that has one; of equal words the highest strength counts."""
+    offered = {}
+    for latent in config.latents:
+        own = {_text(told[strong][latent]): strong for strong in sorted(told)}
+        offered[latent] = [Offer(label, strong) for label, strong in own.items() if label]
+    return calibrate(features, offered, labeller.detect, labeller.tokenizer, config.modality)
 
 
 def _claim(out: Path, record: Mapping[str, Any]) -> None:
@@ -210,17 +274,18 @@ def detection_scores(
     labeller: Labeller,
     tokenizer: Any,
     side: str = "score",
-    strong: bool = False,
 ) -> list[Score]:
     """Detection of every label of text, beside another latent's label on the same excerpts.
 
-    Latents without a label have no score.
+    A latent is on above its label's threshold. "No clear concept" predicts nothing and scores 0.5,
+    so that an explainer gains nothing by it; a dense latent, never asked about, has no score.
     """
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
-        return questions(features, latent, label, tokenizer, modality, side, strong)
+    def about(own: Label, label: str) -> Sequence[Question]:
+        at = own.threshold
+        return questions(features, own.latent, label, tokenizer, own.modality, side, at)
 
-    return _scores("detection", labels, labeller, about)
+    return _scores("detection", features, labels, labeller, about)
 
 
 def fuzzing_scores(
@@ -229,33 +294,35 @@ def fuzzing_scores(
     labeller: Labeller,
     tokenizer: Any,
     side: str = "score",
-    strong: bool = False,
 ) -> list[Score]:
     """Fuzzing (:mod:`autointerp.fuzzing`) of every label of text, as :func:`detection_scores`."""
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
-        return fuzzing.questions(features, latent, label, tokenizer, modality, side, strong)
+    def about(own: Label, label: str) -> Sequence[Question]:
+        at = own.threshold
+        return fuzzing.questions(features, own.latent, label, tokenizer, own.modality, side, at)
 
-    return _scores("fuzzing", labels, labeller, about)
+    return _scores("fuzzing", features, labels, labeller, about)
 
 
 def _scores(
     scorer: str,
+    features: Features,
     labels: Sequence[Label],
     labeller: Labeller,
-    about: Callable[[int, str, str], Sequence[Question]],
+    about: Callable[[Label, str], Sequence[Question]],
 ) -> list[Score]:
-    by_modality: dict[str, dict[int, str | None]] = {}
+    by_modality: dict[str, dict[int, Label]] = {}
     for one in labels:
-        if one.label and one.modality not in IMAGES:
-            by_modality.setdefault(one.modality, {})[one.latent] = one.label
+        if one.modality not in IMAGES and (one.label or not features.dense(one.latent)):
+            by_modality.setdefault(one.modality, {})[one.latent] = one
     scores = []
-    for modality, named in by_modality.items():
+    for modality, own in by_modality.items():
 
-        def own(latent: int, label: str, modality: str = modality) -> Sequence[Question]:
-            return about(latent, label, modality)
+        def asked(latent: int, label: str, own: dict[int, Label] = own) -> Sequence[Question]:
+            return about(own[latent], label)
 
-        scores += score_labels(labeller.detect, scorer, named, own, modality)
+        named = {latent: one.label for latent, one in own.items()}
+        scores += score_labels(labeller.detect, scorer, named, asked, modality)
     return scores
 
 
@@ -279,5 +346,11 @@ def announce(
 ) -> None:
     """Say what is left to ask of an endpoint, and at most what it costs, before it is asked."""
     if isinstance(labeller, Llm):
-        asked = labeller.requests(features, config, {study.id: study for study in studies})
-        say(f"explain: {labeller.client.estimate(list(asked.values()))}")
+        by_id, asked = {study.id: study for study in studies}, []
+        for strong in config.strengths:
+            asked += labeller.requests(features, config, by_id, strong).values()
+        say(f"explain: {labeller.client.estimate(asked)}")
+        if config.calibrate:
+            latents = [n for n in config.latents if not features.dense(n)]
+            excerpts = [len(features.examples(n, config.modality, set="explain")) for n in latents]
+            say(f"calibrate: at most {sum(excerpts) * len(config.strengths):,} short questions")

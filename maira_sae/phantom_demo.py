@@ -296,7 +296,8 @@ class PhantomDemo(Demo):
         features, tokenizer = self.features("text"), self.loaded[1].tokenizer
         out = self.out / "labels"
         who = labeller_of(self.endpoint, tokenizer, out)
-        labels = label_latents(features, who, LabelConfig(tuple(sorted(features.alive()))), out)
+        config = LabelConfig(tuple(sorted(features.alive())), calibrate=True)
+        labels = label_latents(features, who, config, out)
         named = named_findings(features, labels, who, tokenizer)
         found = {}
         for name, finding in self.results["truth"]["findings"].items():

@@ -21,8 +21,9 @@ from maira_sae.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from autointerp import EndpointConfig
+    from autointerp import EndpointConfig, Label
 
+NONE = "no clear concept"
 FeaturesFolder = Annotated[Path, typer.Argument(metavar="FEATURES", help="Features folder.")]
 Tokenizer = Annotated[
     str | None,
@@ -64,6 +65,14 @@ def label(
         str | None, typer.Option(help="Default: report for text, frontal for reports.")
     ] = None,
     studies: Annotated[Path | None, typer.Option(help="Studies, for --explainer reports.")] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="State the activation above which each label holds; of text, and takes a short "
+            "question for each excerpt.",
+        ),
+    ] = False,
     endpoint: Endpoint = None,
     llm: Llm = None,
     model: Tokenizer = None,
@@ -96,6 +105,7 @@ def label(
         chosen,
         explainer,  # pyright: ignore[reportArgumentType]
         modality or ("frontal" if explainer == "reports" else "report"),
+        calibrate,
     )
     records = load_studies(studies) if studies else []
     limits = {
@@ -108,7 +118,7 @@ def label(
     announce(who, found, config, records, lambda left: typer.echo(f"to do: {left}"))
     labels = label_latents(found, who, config, out, records)
     named = sum(one.label is not None for one in labels)
-    lines = [f"{one.latent}\t{one.label or 'no clear concept'}" for one in labels]
+    lines = [f"{one.latent}\t{one.label or NONE}{_holds(one)}" for one in labels]
     result = {"labels": [one._asdict() for one in labels], "named": named}
     finish(result, as_json, "\n".join(lines))
 
@@ -124,9 +134,6 @@ def score(
     scorers: Annotated[
         str, typer.Option(help="Of detection, fuzzing and embedding (MiniLM, on this machine).")
     ] = "detection",
-    strong: Annotated[
-        bool, typer.Option("--strong", help="Leave weak firings out of the positives.")
-    ] = False,
     endpoint: Endpoint = None,
     llm: Llm = None,
     model: Tokenizer = None,
@@ -143,7 +150,8 @@ def score(
 ) -> None:
     """Test each label on patients whom no explainer saw, beside another latent's label.
 
-    The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no. What
+    A latent is on above the threshold that its label states (`label --calibrate`), or wherever it
+    fires. The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no. What
     could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
     """
     from autointerp import Features, detection_scores, labeller_of, read_labels, write_scores
@@ -162,9 +170,9 @@ def score(
     scores = []
     for scorer in scorers.split(","):
         if scorer == "detection":
-            scores += detection_scores(found, names, who, tokenizer, strong=strong)
+            scores += detection_scores(found, names, who, tokenizer)
         elif scorer == "fuzzing":
-            scores += fuzzing_scores(found, names, who, tokenizer, strong=strong)
+            scores += fuzzing_scores(found, names, who, tokenizer)
         elif scorer == "embedding":
             of_text = {one.latent: one.label for one in names if one.modality == "report"}
             scores += embedding_scores(found, of_text, tokenizer, MiniLM())
@@ -173,14 +181,18 @@ def score(
             raise MairaSaeError(
                 f"no scorer {scorer!r}{nearest(scorer, known)}; choose from {', '.join(known)}"
             )
-    write_scores(scores, out, judge=who.model, scorers=scorers, strong=strong)
+    write_scores(scores, out, judge=who.model, scorers=scorers)
     by_latent = {one.latent: one.label for one in names}
     lines = [
-        f"{one.latent}\t{by_latent[one.latent]}\t{one.scorer} {_shown(one.value)} (other label "
+        f"{one.latent}\t{by_latent[one.latent] or NONE}\t{one.scorer} {_shown(one.value)} (other label "
         f"{_shown(one.baseline)}; {one.n} answers, {one.coverage:.0%} read)"
         for one in scores
     ]
     finish({"scores": [vars(one) for one in scores]}, as_json, "\n".join(lines))
+
+
+def _holds(label: Label) -> str:
+    return "" if label.fit is None else f"\tabove {label.threshold:.3g} (fit {label.fit:.3f})"
 
 
 def _shown(value: float | None) -> str:
