@@ -31,7 +31,7 @@ class Point(NamedTuple):
     threshold: float
     """The latent is on above it; 0 where any firing counts."""
     value: float
-    """Balanced accuracy of the label there."""
+    """Balanced accuracy of the label there, each share with one right and one wrong answer added."""
 
 
 class Offer(NamedTuple):
@@ -47,9 +47,11 @@ def operating_point(
 ) -> Point | None:
     """The threshold, at most ``most``, above which peaks and answers agree best.
 
-    Agreement is the balanced accuracy of the answers; thresholds are tried half-way between peaks,
-    and of equally good ones the lowest is taken. ``None`` where it cannot be told: no readable
-    answer on an excerpt above a threshold, or none below.
+    Agreement is the balanced accuracy of the answers. One right and one wrong answer are added to
+    each side (Laplace's rule), so that a threshold that leaves a handful of excerpts above it is not
+    taken for its luck. Thresholds are tried half-way between peaks; of equally good ones the lowest
+    is taken. ``None`` where it cannot be told: no readable answer on an excerpt above a threshold,
+    or none below.
 
     Parameters
     ----------
@@ -58,8 +60,8 @@ def operating_point(
     answers
         Whether it expresses the label; ``None`` for what could not be read.
 
-    >>> operating_point([9.0, 8.0, 2.0, 1.0, 0.0], [True, True, False, False, False], most=6.0)
-    Point(threshold=5.0, value=1.0)
+    >>> operating_point([9.0, 8.0, 2.0, 0.0], [True, True, False, False], most=6.0)
+    Point(threshold=5.0, value=0.75)
     """
     read = [i for i, answer in enumerate(answers) if answer is not None]
     peak = np.array([peaks[i] for i in read], dtype=np.float64)
@@ -70,7 +72,8 @@ def operating_point(
         on = peak > threshold
         if threshold > most or not on.any() or on.all():
             continue
-        value = float(said[on].mean() + (~said[~on]).mean()) / 2
+        sides = said[on], ~said[~on]
+        value = sum((int(side.sum()) + 1) / (len(side) + 2) for side in sides) / 2
         if best is None or value > best.value:
             best = Point(threshold, value)
     return best
