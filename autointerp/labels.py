@@ -31,7 +31,7 @@ class Label(NamedTuple):
     reference: float
     """99th percentile where it fires most often, the unit of steering strength."""
     threshold: float = 0.0
-    """Activation above which the label holds (:mod:`autointerp.operating`); 0: wherever it fires."""
+    """Activation above which the label holds (:mod:`autointerp.operating`); 0: any firing."""
     fit: float | None = None
     """Balanced accuracy of the label above the threshold on the explaining patients, who chose it;
     ``None`` where no threshold was chosen."""

@@ -31,7 +31,7 @@ class Point(NamedTuple):
     threshold: float
     """The latent is on above it; 0 where any firing counts."""
     value: float
-    """Balanced accuracy of the label there, each share with one right and one wrong answer added."""
+    """Balanced accuracy of the label there, with one right and one wrong answer added a side."""
 
 
 class Offer(NamedTuple):
@@ -48,10 +48,10 @@ def operating_point(
     """The threshold, at most ``most``, above which peaks and answers agree best.
 
     Agreement is the balanced accuracy of the answers. One right and one wrong answer are added to
-    each side (Laplace's rule), so that a threshold that leaves a handful of excerpts above it is not
-    taken for its luck. Thresholds are tried half-way between peaks; of equally good ones the lowest
-    is taken. ``None`` where it cannot be told: no readable answer on an excerpt above a threshold,
-    or none below.
+    each side (Laplace's rule), so that a threshold that leaves a handful of excerpts above it is
+    not taken for its luck. Thresholds are tried half-way between peaks; of equally good ones the
+    lowest is taken. ``None`` where it cannot be told: no readable answer on an excerpt above a
+    threshold, or none below.
 
     Parameters
     ----------

@@ -26,12 +26,14 @@ from phantom.model import WEIGHTS
 
 SIDES = {"left", "right"}
 PLACES = {"upper", "lower"}
+THINGS = {"effusion", "pacemaker", "endotracheal", "nasogastric", "nodule", "pneumothorax"}
+THINGS |= {"consolidation", "cardiomegaly"}
 CARDIOMEGALY = ({"cardiomegaly"}, {"heart", "enlarged"}, {"heart", "enlargement"})
 CARDIOMEGALY += ({"cardiac", "enlarged"},)
 
 
 def names(finding: str, label: str) -> bool:
-    """Whether a label names a finding, its side and zone included, and no other side or zone.
+    """Whether a label names a finding, its side and zone included, and no other thing or place.
 
     >>> names("effusion_left", "small left effusion"), names("effusion_left", "pleural effusion")
     (True, False)
@@ -40,7 +42,7 @@ def names(finding: str, label: str) -> bool:
     if finding == "cardiomegaly":
         return any(form <= words for form in CARDIOMEGALY)
     wanted = set(finding.split("_"))
-    return wanted <= words and not (words & (SIDES | PLACES)) - wanted
+    return wanted <= words and not (words & (SIDES | PLACES | THINGS)) - wanted
 
 
 def named_findings(

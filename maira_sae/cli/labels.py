@@ -151,8 +151,8 @@ def score(
     """Test each label on patients whom no explainer saw, beside another latent's label.
 
     A latent is on above the threshold that its label states (`label --calibrate`), or wherever it
-    fires. The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no. What
-    could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
+    fires. The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no.
+    What could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
     """
     from autointerp import Features, detection_scores, labeller_of, read_labels, write_scores
     from autointerp.embedding import MiniLM, embedding_scores
@@ -184,8 +184,8 @@ def score(
     write_scores(scores, out, judge=who.model, scorers=scorers)
     by_latent = {one.latent: one.label for one in names}
     lines = [
-        f"{one.latent}\t{by_latent[one.latent] or NONE}\t{one.scorer} {_shown(one.value)} (other label "
-        f"{_shown(one.baseline)}; {one.n} answers, {one.coverage:.0%} read)"
+        f"{one.latent}\t{by_latent[one.latent] or NONE}\t{one.scorer} {_shown(one.value)} (other "
+        f"label {_shown(one.baseline)}; {one.n} answers, {one.coverage:.0%} read)"
         for one in scores
     ]
     finish({"scores": [vars(one) for one in scores]}, as_json, "\n".join(lines))
