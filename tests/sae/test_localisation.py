@@ -73,7 +73,8 @@ def test_a_map_above_its_habit_shows_what_is_new_on_the_film():
     found = localise(maps + habit, masks, patients, heldout)
     assert found.pixel_auroc.value < 0.95 and found.pixel_auroc_above.value > 0.99
     assert found.pixel_auroc_above_other_film.value < 0.65
-    fixed = localise(np.broadcast_to(maps[:1], maps.shape), masks, patients, heldout)
+    never_new = np.broadcast_to((maps[:1] > 0).astype(float), maps.shape)
+    fixed = localise(never_new, masks, patients, heldout)
     assert fixed.pixel_auroc_above.value == 0.5  # nothing is left of a map that never changes
 
 
