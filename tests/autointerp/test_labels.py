@@ -104,7 +104,7 @@ def test_labels_with_score_and_baseline(features, processor, tmp_path):
         assert silent.label is None and silent.confidence is None
         assert read_labels(out) == labels
         named = [*labels, dense._replace(label="heart size")]
-        (score, other, third) = detection_scores(features, named, who, processor.tokenizer)
+        (score, third, other) = detection_scores(features, named, who, processor.tokenizer)
         before = server.asked.total()
         assert label_latents(features, who, CONFIG, out) == labels
         assert server.asked.total() == before
@@ -127,7 +127,7 @@ def test_an_explainer_that_always_says_none_names_nothing(features, processor, t
         before = server.asked.total()
         scores = detection_scores(features, labels, who, processor.tokenizer)
         assert server.asked.total() == before
-    # Latent 1 is dense and was never asked about; of latent 2, which never fires, nothing is known.
+    # Latent 1 is dense and was never asked about; latent 2 never fires, so nothing is known of it.
     assert [(one.latent, one.value, one.auroc) for one in scores] == [
         (0, 0.5, 0.5),
         (2, None, None),
