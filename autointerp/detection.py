@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from autointerp.batch import BatchConfig
 from autointerp.client import Client, Request
-from autointerp.explainers import plain_text, strong_from
-from autointerp.features import SILENT, Example, Features
+from autointerp.explainers import plain_text
+from autointerp.features import Example, Features
 from autointerp.scores import Verdict, probability_of_yes
 from autointerp.statistics import words_express
 from hooks.studies import Study
@@ -60,19 +60,17 @@ def questions(
     tokenizer: Any,
     modality: str = "report",
     side: str = "score",
-    strong: bool = False,
+    threshold: float = 0.0,
 ) -> list[Question]:
     """A label against every text example of one set.
 
-    With ``strong``, weak firings are left out, so that positives are excerpts on which the latent
-    is strongly on (:func:`autointerp.explainers.strong_from`). Negatives are the same.
+    The latent counts as on where its peak exceeds ``threshold`` (:mod:`autointerp.operating`). A
+    weaker firing counts as off: no example is left out.
     """
-    least = strong_from(features, latent, modality) if strong else 0.0
     examples: list[Example] = features.examples(latent, modality, set=side)
     return [
-        Question(label, plain_text(one, tokenizer), one.patient, one.kind not in SILENT)
+        Question(label, plain_text(one, tokenizer), one.patient, one.peak > threshold)
         for one in examples
-        if one.kind in SILENT or one.peak >= least
     ]
 
 
@@ -83,19 +81,18 @@ def report_questions(
     studies: Mapping[str, Study],
     modality: str = "frontal",
     side: str = "score",
-    strong: bool = False,
+    threshold: float = 0.0,
 ) -> list[Question]:
     """A film latent's label against the reports of one set's studies, one question a study.
 
-    ``strong`` as in :func:`questions`. A study without a report is left out.
+    ``threshold`` as in :func:`questions`. A study without a report is left out.
     """
-    least = strong_from(features, latent, modality) if strong else 0.0
     asked: dict[str, Question] = {}
     for one in features.examples(latent, modality, set=side):
         report = studies[one.study].report if one.study in studies else None
-        if report and (one.kind in SILENT or one.peak >= least):
+        if report:
             text = " ".join(report.split())
-            asked.setdefault(one.study, Question(label, text, one.patient, one.kind not in SILENT))
+            asked.setdefault(one.study, Question(label, text, one.patient, one.peak > threshold))
     return list(asked.values())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -18,6 +19,7 @@ from autointerp.causal import SteeredReports, causal_request, steering_words
 from autointerp.client import Client, EndpointConfig, Ledger, Request
 from autointerp.detection import Question, ask, questions, report_questions
 from autointerp.explainers import (
+    STRONG,
     Explanation,
     plain_text,
     report_request,
@@ -29,6 +31,7 @@ from autointerp.explainers import (
 from autointerp.explaining import explain
 from autointerp.features import IMAGES, MODALITIES, Features
 from autointerp.labels import FORMAT_VERSION, KIND, REMEDY, Label, read_labels, write_labels
+from autointerp.operating import STRENGTHS, Offer, Point, calibrate
 from autointerp.scores import Said, Score, Verdict
 from autointerp.scoring import score_labels
 from autointerp.statistics import words_express
@@ -63,6 +66,15 @@ class LabelConfig:
     the model writes of a blank film with it turned up."""
     modality: str = "report"
     """Of the examples shown; of ``vision`` and ``reports`` a film."""
+    calibrate: bool = False
+    """State each label with the activation above which it holds (:mod:`autointerp.operating`), of
+    labels from several strengths of firing. Each takes a question for every excerpt of the
+    explaining patients."""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Shares of a latent's maximum, for each of which a label is asked for."""
+        return STRENGTHS if self.calibrate else (STRONG,)
 
     def __post_init__(self) -> None:
         if not self.latents:
@@ -83,6 +95,11 @@ class LabelConfig:
             raise ConfigError(
                 f"explainer {self.explainer!r} and modality {self.modality!r} do not go together; "
                 "text is explained by text, and films by vision or reports"
+            )
+        if self.calibrate and self.explainer != "text":
+            raise ConfigError(
+                f"calibrate holds labels against excerpts, and explainer {self.explainer!r} has "
+                "none; leave it out, or explain text"
             )
 
 
@@ -114,15 +131,25 @@ class Labeller(Protocol):
     """Names latents, and says which excerpts express a name."""
 
     model: str
+    tokenizer: Any
 
     def explain(
-        self, features: Features, config: LabelConfig, sources: Sources
+        self,
+        features: Features,
+        config: LabelConfig,
+        sources: Sources,
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
-        """An explanation of each latent; ``None`` where none was to be had."""
+        """An explanation of each latent; ``None`` where none was to be had.
+
+        ``strong`` is the share of its maximum from which a latent is shown as on.
+        """
         ...
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
-        """A verdict on every question."""
+    def detect(
+        self, asked: Mapping[Key, Sequence[Question]], name: str = "score"
+    ) -> dict[Key, list[Verdict]]:
+        """A verdict on every question; ``name`` says what they are for."""
         ...
 
 
@@ -145,28 +172,37 @@ class Llm:
         batch: BatchConfig | None = None,
         wait: bool = True,
     ) -> None:
-        self.client, self._tokenizer, self._say = client, tokenizer, say
+        self.client, self.tokenizer, self._say = client, tokenizer, say
         self._batch, self._wait = batch, wait
         self.model = client.config.model
 
     def requests(
-        self, features: Features, config: LabelConfig, sources: Sources
+        self,
+        features: Features,
+        config: LabelConfig,
+        sources: Sources,
+        strong: float = STRONG,
     ) -> dict[int, Request]:
         """A request for each latent that can have a name."""
         found = {}
         for latent in config.latents:
-            request = self._request(features, latent, config, sources)
+            request = self._request(features, latent, config, sources, strong)
             if request is not None:
                 found[latent] = request
         return found
 
     def _request(
-        self, features: Features, latent: int, config: LabelConfig, sources: Sources
+        self,
+        features: Features,
+        latent: int,
+        config: LabelConfig,
+        sources: Sources,
+        strong: float,
     ) -> Request | None:
         if features.dense(latent):
             return None
         if config.explainer == "text":
-            return text_request(features, latent, self._tokenizer, config.modality)
+            return text_request(features, latent, self.tokenizer, config.modality, strong)
         if config.explainer == "reports":
             return report_request(features, latent, sources.studies, config.modality)
         if config.explainer == "vision":
@@ -179,17 +215,39 @@ class Llm:
         if self._say is not None:
             self._say(f"{name}: {self.client.estimate(requests, self._batch)}")
 
+    def _announce_labels(
+        self, features: Features, config: LabelConfig, sources: Sources, first: list[Request]
+    ) -> None:
+        """What all strengths will ask for; of the calibration only the number is known before."""
+        if self._say is None:
+            return
+        for strong in config.strengths[1:]:
+            first = [*first, *self.requests(features, config, sources, strong).values()]
+        self._announce("explain", first)
+        if config.calibrate:
+            latents = [n for n in config.latents if not features.dense(n)]
+            excerpts = [len(features.examples(n, config.modality, set="explain")) for n in latents]
+            most = sum(excerpts) * len(config.strengths)
+            self._say(f"calibrate: at most {most:,} short questions")
+
     def explain(
-        self, features: Features, config: LabelConfig, sources: Sources
+        self,
+        features: Features,
+        config: LabelConfig,
+        sources: Sources,
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
-        requests = self.requests(features, config, sources)
-        self._announce("explain", list(requests.values()))
+        requests = self.requests(features, config, sources, strong)
+        if strong == config.strengths[0]:
+            self._announce_labels(features, config, sources, list(requests.values()))
         found = explain(self.client, requests, batch=self._batch, wait=self._wait).found
         return {latent: found.get(latent) for latent in config.latents}
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
-        self._announce("score", [one.request() for some in asked.values() for one in some])
-        return ask(self.client, asked, batch=self._batch, wait=self._wait)
+    def detect(
+        self, asked: Mapping[Key, Sequence[Question]], name: str = "score"
+    ) -> dict[Key, list[Verdict]]:
+        self._announce(name, [one.request() for some in asked.values() for one in some])
+        return ask(self.client, asked, name, batch=self._batch, wait=self._wait)
 
 
 class Words:
@@ -198,10 +256,14 @@ class Words:
     model = STATISTICS
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def explain(
-        self, features: Features, config: LabelConfig, sources: Sources
+        self,
+        features: Features,
+        config: LabelConfig,
+        sources: Sources,
+        strong: float = STRONG,
     ) -> dict[int, Explanation | None]:
         if config.explainer == "vision":
             raise ConfigError("word statistics see no films; give an endpoint, or explain reports")
@@ -212,8 +274,8 @@ class Words:
             if features.dense(latent):
                 continue
             if config.explainer == "text":
-                sides = shown(features, latent, config.modality)
-                on, off = ([plain_text(one, self._tokenizer) for one in side] for side in sides)
+                sides = shown(features, latent, config.modality, strong)
+                on, off = ([plain_text(one, self.tokenizer) for one in side] for side in sides)
             else:
                 on, off = reports_of(features, latent, sources.studies, config.modality)
             label = words_label(on, off)
@@ -234,7 +296,9 @@ class Words:
             )
         return found
 
-    def detect(self, asked: Mapping[Key, Sequence[Question]]) -> dict[Key, list[Verdict]]:
+    def detect(
+        self, asked: Mapping[Key, Sequence[Question]], name: str = "score"
+    ) -> dict[Key, list[Verdict]]:
         return {
             key: [Verdict(q.patient, q.truth, q.expressed()) for q in some]
             for key, some in asked.items()
@@ -267,19 +331,48 @@ def label_latents(
     if is_sealed(out):
         open_sealed(out, KIND, FORMAT_VERSION, REMEDY)
         return read_labels(out)
-    found = labeller.explain(features, config, sources or Sources.of(studies))
+    given = sources or Sources.of(studies)
+    told = {
+        strong: labeller.explain(features, config, given, strong) for strong in config.strengths
+    }
+    points = _calibrated(features, labeller, config, told) if config.calibrate else {}
     labels = []
-    for latent, one in found.items():
-        label = (one.label or "").strip() or None if one else None
-        sure = one.confidence if one else None
+    for latent in config.latents:
+        answers = [one for one in (found[latent] for found in told.values()) if one is not None]
+        if latent in points:
+            label, point = points[latent]
+            answers = [one for one in answers if _text(one) == label]
+        else:
+            label, point = (_text(answers[0]) if answers else None), None
         labels.append(
             Label(
-                *(latent, label, config.explainer, labeller.model, sure, config.modality),
-                reference=features.reference(latent),
+                *(latent, label, config.explainer, labeller.model),
+                *(answers[0].confidence if answers else None, config.modality),
+                features.reference(latent),
+                *(point or ()),
             )
         )
     write_labels(labels, out)
     return labels
+
+
+def _text(one: Explanation | None) -> str | None:
+    return (one.label or "").strip() or None if one else None
+
+
+def _calibrated(
+    features: Features,
+    labeller: Labeller,
+    config: LabelConfig,
+    told: Mapping[float, Mapping[int, Explanation | None]],
+) -> dict[int, tuple[str, Point]]:
+    """The best label of each latent that has one; of equal words the highest strength counts."""
+    offered = {}
+    for latent in config.latents:
+        own = {_text(told[strong][latent]): strong for strong in sorted(told)}
+        offered[latent] = [Offer(label, strong) for label, strong in own.items() if label]
+    answers = partial(labeller.detect, name="calibrate")
+    return calibrate(features, offered, answers, labeller.tokenizer, config.modality)
 
 
 def keep_labels(
@@ -328,13 +421,13 @@ def detection_scores(
     labeller: Labeller,
     tokenizer: Any,
     side: str = "score",
-    strong: bool = False,
     studies: Mapping[str, Study] | None = None,
     heard: list[Said] | None = None,
 ) -> list[Score]:
     """Detection of every label, beside another latent's label on the same excerpts.
 
-    Latents without a label have no score.
+    A latent is on above its label's threshold. "No clear concept" predicts nothing and scores 0.5,
+    so that an explainer gains nothing by it; a dense latent, never asked about, has no score.
 
     Parameters
     ----------
@@ -344,13 +437,14 @@ def detection_scores(
         The verdicts on the labels themselves are added to it.
     """
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
+    def about(own: Label, label: str) -> Sequence[Question]:
+        latent, modality, at = own.latent, own.modality, own.threshold
         if modality in IMAGES:
-            return report_questions(features, latent, label, studies or {}, modality, side, strong)
-        return questions(features, latent, label, tokenizer, modality, side, strong)
+            return report_questions(features, latent, label, studies or {}, modality, side, at)
+        return questions(features, latent, label, tokenizer, modality, side, at)
 
-    named = labels if studies else [one for one in labels if one.modality not in IMAGES]
-    return _scores("detection", named, labeller, about, heard)
+    tested = labels if studies else [one for one in labels if one.modality not in IMAGES]
+    return _scores("detection", features, tested, labeller, about, heard)
 
 
 def fuzzing_scores(
@@ -359,36 +453,38 @@ def fuzzing_scores(
     labeller: Labeller,
     tokenizer: Any,
     side: str = "score",
-    strong: bool = False,
     heard: list[Said] | None = None,
 ) -> list[Score]:
     """Fuzzing (:mod:`autointerp.fuzzing`) of every label of text, as :func:`detection_scores`."""
 
-    def about(latent: int, label: str, modality: str) -> Sequence[Question]:
-        return fuzzing.questions(features, latent, label, tokenizer, modality, side, strong)
+    def about(own: Label, label: str) -> Sequence[Question]:
+        at = own.threshold
+        return fuzzing.questions(features, own.latent, label, tokenizer, own.modality, side, at)
 
-    named = [one for one in labels if one.modality not in IMAGES]
-    return _scores("fuzzing", named, labeller, about, heard)
+    of_text = [one for one in labels if one.modality not in IMAGES]
+    return _scores("fuzzing", features, of_text, labeller, about, heard)
 
 
 def _scores(
     scorer: str,
+    features: Features,
     labels: Sequence[Label],
     labeller: Labeller,
-    about: Callable[[int, str, str], Sequence[Question]],
+    about: Callable[[Label, str], Sequence[Question]],
     heard: list[Said] | None,
 ) -> list[Score]:
-    by_modality: dict[str, dict[int, str | None]] = {}
+    by_modality: dict[str, dict[int, Label]] = {}
     for one in labels:
-        if one.label:
-            by_modality.setdefault(one.modality, {})[one.latent] = one.label
+        if one.label or not features.dense(one.latent):
+            by_modality.setdefault(one.modality, {})[one.latent] = one
     scores = []
-    for modality, named in by_modality.items():
+    for modality, own in by_modality.items():
 
-        def own(latent: int, label: str, modality: str = modality) -> Sequence[Question]:
-            return about(latent, label, modality)
+        def asked(latent: int, label: str, own: dict[int, Label] = own) -> Sequence[Question]:
+            return about(own[latent], label)
 
-        scores += score_labels(labeller.detect, scorer, named, own, modality, heard=heard)
+        named = {latent: one.label for latent, one in own.items()}
+        scores += score_labels(labeller.detect, scorer, named, asked, modality, heard=heard)
     return scores
 
 

@@ -216,6 +216,7 @@ class _Rows:
         details = ("modality", "standard_error", "baseline", "auroc", "coverage", "n")
         details += ("n_patients", "about")
         judged = score.scorer in ("detection", "fuzzing")
+        stated = ("threshold", "fit") if judged else ()
         return {
             "id": _cuid(self.source, self.model, label.latent, "score", number),
             "initiatedByUserId": self.config.creator_id,
@@ -223,7 +224,10 @@ class _Rows:
             "explanationId": self.explanation_id(label),
             "explanationScoreTypeName": _kind(score.scorer),
             "explanationScoreModelName": self.material.judge if judged else _kind("none"),
-            "jsonDetails": json.dumps({name: getattr(score, name) for name in details}),
+            "jsonDetails": json.dumps(
+                {name: getattr(score, name) for name in details}
+                | {name: getattr(label, name) for name in stated}
+            ),
         }
 
 

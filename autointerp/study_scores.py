@@ -210,7 +210,7 @@ def localisation_scores(
             *(_finite(detail.pixel_auroc.standard_error), None, detail.pixel_auroc.value, 1.0),
             *(detail.n, detail.n_patients, about),
         )
-        baseline = _finite(detail.pixel_auroc_permuted.value)
+        baseline = _finite(detail.pixel_auroc_other_film.value)
         found.append(Located(replace(score, baseline=baseline), detail))
     return found
 

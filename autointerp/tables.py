@@ -34,8 +34,8 @@ def write_parquet(
 
     kinds = {"latent": pa.int64(), "label": pa.string(), "confidence": pa.float64()}
     kinds |= dict.fromkeys(("explainer", "model", "modality"), pa.string())
-    kinds |= {"reference": pa.float64(), "dense": pa.bool_()}
-    kinds |= dict.fromkeys(("rate", "max"), pa.float64())
+    kinds |= {"dense": pa.bool_()}
+    kinds |= dict.fromkeys(("reference", "threshold", "fit", "rate", "max"), pa.float64())
     kinds |= dict.fromkeys(("n_fired", "n_studies_fired"), pa.int64())
     measured = {"latent": pa.int64(), "n": pa.int64(), "n_patients": pa.int64()}
     measured |= dict.fromkeys(("scorer", "modality", "about"), pa.string())

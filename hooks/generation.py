@@ -10,7 +10,8 @@ each generated token's negative log-probability under the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -159,7 +160,7 @@ class _GeneratingMaker(RowMaker):
         seen: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
         with ExitStack() as stack:
             for site in self.sites:
-                stack.enter_context(observe(site, seen[site.name].append))
+                stack.enter_context(observe(site, _own_passes(seen[site.name].append)))
             out = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -221,6 +222,12 @@ class _GeneratingMaker(RowMaker):
                 study.id, prompt.sequence, text.strip(), said, logprobs.tolist(), finished
             )._asdict(),
         )
+
+
+def _own_passes(see: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """``see`` for passes of the calling thread; others may write reports with the same model."""
+    mine = threading.get_ident()
+    return lambda value: see(value) if threading.get_ident() == mine else None
 
 
 def _ends(model: Any) -> Tensor:

@@ -4,8 +4,10 @@ Studies are cut into parts of a fixed number, in order, and each part is compute
 run that was killed continues at the first missing part and ends with the same bytes, and so do any
 number of processes that share the parts.
 
-Three things happen at a time: a thread reads the studies of the next part, the model runs on those
-of this one, and a thread writes the last one. At most three parts are in memory.
+On an accelerator three things happen at a time: a thread reads the studies of the next part, the
+model runs on those of this one, and a thread writes the last one. On a processor several parts are
+made at a time, see :mod:`hooks.streams`, and a thread writes. In memory are as many parts as are
+made at a time, and two.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from hooks.progress import track
 from hooks.rows import RowMaker
 from hooks.sites import resolve_sites
 from hooks.store import ActivationFolder, ActivationWriter, StudyRows
+from hooks.streams import in_threads, shared_cores
 from hooks.studies import Skipped, Study
 from hooks.writing import BackgroundWriter
 
@@ -89,6 +92,12 @@ class Harvest:
         This process takes every ``world``-th part from ``rank`` on. Processes share nothing but
         ``out``; whichever finishes last seals it. A missing process's parts are made by starting
         again, with any number of processes.
+
+    Attributes
+    ----------
+    streams
+        Parts that are made at a time, each in a thread of its own; the rows do not depend on it.
+        Set it before :meth:`run`; at first it is :func:`hooks.streams.default_streams`.
     """
 
     def __init__(
@@ -138,6 +147,7 @@ class Harvest:
         self._size = config.studies_per_part
         self._writer = ActivationWriter(out, record)
         self.n_parts = config.n_parts(maker.n_studies)
+        self.streams = maker.streams
 
     @property
     def sealed(self) -> bool:
@@ -172,21 +182,37 @@ class Harvest:
         todo = self.missing(mine=True)
         self._writer.sweep(todo)
         with BackgroundWriter() as writing:
-            # On a CPU there is nothing to overlap with: a thread that reads only takes the
-            # interpreter, and a core, from the model's own threads.
-            ahead = self._maker.device.type != "cpu"
-            ready = _ahead(todo, self._maker.read) if ahead else _each(todo, self._maker.read)
-            for part, read in track(ready, "harvest", total=len(todo)):
-                for one in read.skipped:
-                    log.warning("study %r is skipped: %s", one.study_id, one.reason)
-                rows = self._maker.rows(read)
-                names, widths = self._maker.names, self._maker.widths
-                writing.put(partial(self._writer.write, part, rows, names, read.skipped, widths))
+            for _ in track(self._made(todo, writing), "harvest", total=len(todo)):
+                pass
         if self.missing():
             return None
         self._check_any()
         self._writer.seal(self.n_parts, sites=self._maker.names, **self._record)
         return ActivationFolder(self.out)
+
+    def _made(self, todo: Sequence[int], writing: BackgroundWriter) -> Iterator[int]:
+        """Each part once its rows are made and handed over."""
+
+        def make(part: int, read: Any) -> None:
+            for one in read.skipped:
+                log.warning("study %r is skipped: %s", one.study_id, one.reason)
+            rows = self._maker.rows(read)
+            names, widths = self._maker.names, self._maker.widths
+            writing.put(partial(self._writer.write, part, rows, names, read.skipped, widths))
+
+        streams = min(self.streams, len(todo))
+        if streams > 1:
+            with shared_cores(streams):
+                yield from in_threads(
+                    todo, lambda part: make(part, self._maker.read(part)), streams
+                )
+            return
+        # On a processor there is nothing to overlap with: a thread that reads only takes the
+        # interpreter, and a core, from the model's own threads.
+        ahead = self._maker.device.type != "cpu"
+        for part, read in (_ahead if ahead else _each)(todo, self._maker.read):
+            make(part, read)
+            yield part
 
     def _check_any(self) -> None:
         skipped = [one for part in self._writer.skipped(self.n_parts).values() for one in part]
@@ -205,6 +231,8 @@ class Maker(Protocol):
     """Of the sites."""
     widths: dict[str, int]
     """By site."""
+    streams: int
+    """Parts that are made at a time where nothing is asked; threads call the methods."""
 
     @property
     def device(self) -> torch.device:
@@ -241,7 +269,11 @@ def harvest_record(model: Any, studies: Sequence[Study], config: HarvestConfig) 
     """What decides the rows of a harvest, as JSON: its config, the model and the studies."""
     sites = resolve_sites(model, config.sites)
     return {
-        "harvest": {**asdict(config), "sites": [site.name for site in sites]},
+        "harvest": {
+            **asdict(config),
+            "sites": [site.name for site in sites],
+            "batch_tokens": config.tokens_on(model.device),
+        },
         "model": {
             "id": str(model.config._name_or_path),
             "revision": getattr(model.config, "_commit_hash", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,10 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
     16-bit and float images keep their depth until they are scaled; a constant image is black.
     """
     if isinstance(image, Image.Image) and image.mode not in DEEP_MODES:
-        grey = image.convert("L")
-        histogram = np.flatnonzero(grey.histogram())
-        low, high = int(histogram[0]), int(histogram[-1])
-        if high > low:
-            levels = (np.arange(256.0).clip(low, high) - low) / (high - low) * 255
-            return grey.point(levels.astype(np.uint8).tolist())
+        grey = image if image.mode == "L" else image.convert("L")
+        found: Any = grey.getextrema()  # a pair, for one plane
+        if found[1] > found[0]:
+            return Image.frombytes("L", grey.size, grey.tobytes().translate(_stretch(*found)))
         image = grey
     pixels = np.asarray(image, dtype=np.float64)
     if pixels.ndim != 2:
@@ -49,6 +48,13 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
     low, high = float(pixels.min()), float(pixels.max())
     scaled = np.zeros_like(pixels) if high <= low else (pixels - low) / (high - low) * 255
     return Image.fromarray(scaled.astype(np.uint8))
+
+
+@lru_cache(maxsize=1024)
+def _stretch(low: int, high: int) -> bytes:
+    """What each of 256 levels becomes where ``low`` shall be 0 and ``high`` 255."""
+    levels = (np.arange(256.0).clip(low, high) - low) / (high - low) * 255
+    return levels.astype(np.uint8).tobytes()
 
 
 def read_image(path: Path) -> Image.Image:
@@ -117,7 +123,7 @@ def _read_dicom(path: Path) -> np.ndarray:
 
 
 def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.ndarray:
-    """Film ``[size, size]``: shortest edge to ``size`` (bicubic), centre crop, 0–1, normalised."""
+    """Grey film as ``[size, size]``: short edge to ``size``, centre crop, 0–1, normalised."""
     width, height = image.size
     short = min(width, height)
     resized = (
@@ -126,9 +132,14 @@ def pixel_plane(image: Image.Image, size: int, mean: float, std: float) -> np.nd
         else image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    crop = resized.crop((left, top, left + size, top + size))
-    levels = ((np.arange(256, dtype=np.float32) / 255 - mean) / std).astype(np.float32)
-    return levels[np.asarray(crop)]
+    grey = np.frombuffer(resized.tobytes(), dtype=np.uint8).reshape(resized.height, resized.width)
+    return _levels(mean, std)[grey[top : top + size, left : left + size]]
+
+
+@lru_cache(maxsize=16)
+def _levels(mean: float, std: float) -> np.ndarray:
+    """Pixel values of 256 levels; not to be written to."""
+    return ((np.arange(256, dtype=np.float32) / 255 - mean) / std).astype(np.float32)
 
 
 def pixel_values(

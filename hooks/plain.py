@@ -18,14 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hooks.batches import length_batches
 from hooks.files import CheckpointError, ConfigError, StudyError, fingerprint
 from hooks.harvest import Harvest, HarvestConfig, harvest_record
 from hooks.images import pixel_plane, read_image
 from hooks.prompts import Prompt
 from hooks.roles import NONE, Role, Span, Tokens, View, assign_roles
-from hooks.rows import Kept, Read, kept_roles, part_rows, read_part
+from hooks.rows import Kept, Read, kept_roles, part_rows, read_part, settle
 from hooks.sites import capture, resolve_sites, site_width
 from hooks.store import DTYPES, ActivationFolder, StudyRows
+from hooks.streams import default_streams
 from hooks.studies import Skipped, Study
 
 
@@ -215,6 +217,7 @@ class _Tower:
         self.widths = {site.name: site_width(model, site) for site in self.sites}
         self.n_studies, self.size = n, config.studies_per_part
         self.device: torch.device = model.device
+        self.streams = default_streams(model)
 
 
 class _FilmMaker(_Tower):
@@ -227,7 +230,7 @@ class _FilmMaker(_Tower):
         strict: bool,
     ) -> None:
         super().__init__(model, len(studies), config, "vision")
-        self._runner: Any = _FilmRunner(model, scale, config.batch_tokens)
+        self._runner: Any = _FilmRunner(model, scale, config.tokens_on(model.device))
         self._studies, self._strict = studies, strict
 
     def read(self, part: int) -> Read:
@@ -264,9 +267,10 @@ class _TextMaker(_Tower):
             raise StudyError(f"two texts have the id {twice!r}; make ids unique")
         if not tokenizer.is_fast:
             raise CheckpointError("the tokenizer is not a fast one; add its tokenizer.json")
+        settle(tokenizer)
         self._model, self._tokenizer, self._texts = model, tokenizer, texts
         self._max_tokens, self._strict = max_tokens, strict
-        self._batch_tokens = config.batch_tokens
+        self._batch_tokens = config.tokens_on(model.device)
         self.texts_sha256 = fingerprint([list(text) for text in texts])
 
     def read(self, part: int) -> _ReadTexts:
@@ -306,14 +310,9 @@ class _TextMaker(_Tower):
     def _batches(
         self, texts: Sequence[tuple[int, Text, Tokens]]
     ) -> Iterator[list[tuple[int, Text, Tokens]]]:
-        batch: list[tuple[int, Text, Tokens]] = []
-        for one in sorted(texts, key=lambda one: (len(one[2]), one[0])):
-            if batch and (len(batch) + 1) * len(one[2]) > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(one)
-        if batch:
-            yield batch
+        lengths = [len(tokens) for _, _, tokens in texts]
+        for chosen in length_batches(lengths, self._batch_tokens):
+            yield [texts[i] for i in chosen]
 
     def _rows_of(
         self, sequence: int, text: Text, tokens: Tokens, values: dict[str, Tensor]

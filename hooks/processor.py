@@ -43,8 +43,9 @@ PHRASE_TASK = (
     " Repeat the following finding as a grounded phrase with bounding boxes indicating all"
     " locations where it can be seen in the given chest X-ray image. Finding: "
 )
+_OPENING = "You are an expert radiology assistant tasked with interpreting a chest X-ray study. "
 CHAT_TEMPLATE = (
-    "You are an expert radiology assistant tasked with interpreting a chest X-ray study. "
+    f"{_OPENING}"
     "{% for message in messages %}"
     "{{ ' ' + message['role'].upper() + ': ' }}"
     "{{ ' ' if message['role'] == 'user' else '' }}"
@@ -362,16 +363,20 @@ class Maira2Processor:
         for piece in (piece for turn in turns for piece in turn):
             if piece.role is not Role.IMAGE and IMAGE_TOKEN in piece.text:
                 raise StudyError(f"text holds {IMAGE_TOKEN!r}, which stands for a film; remove it")
-        messages = [
-            {"role": role, "content": _content(turn)}
-            for role, turn in zip(("user", "assistant"), turns, strict=False)
-        ]
-        rendered = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.tokenizer.chat_template or CHAT_TEMPLATE,
-            add_generation_prompt=assistant_text is None,
-            tokenize=False,
-        )
+        template = self.tokenizer.chat_template or CHAT_TEMPLATE
+        if template == CHAT_TEMPLATE:
+            rendered = render_own(turns, self.tokenizer.eos_token)
+        else:
+            messages = [
+                {"role": role, "content": _content(turn)}
+                for role, turn in zip(("user", "assistant"), turns, strict=False)
+            ]
+            rendered = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                add_generation_prompt=assistant_text is None,
+                tokenize=False,
+            )
         if self.tokenizer.bos_token and rendered.startswith(self.tokenizer.bos_token):
             rendered = rendered.removeprefix(self.tokenizer.bos_token)  # the tokenizer adds it
 
@@ -399,6 +404,16 @@ class Maira2Processor:
             f"{at} on ({len(mine)} and {len(theirs)} tokens); load without trust_remote_code, or "
             "report the checkpoint's revision"
         )
+
+
+def render_own(turns: Sequence[Sequence[Piece]], eos_token: str | None) -> str:
+    """What :data:`CHAT_TEMPLATE` makes of a user's turn, and perhaps the assistant's after it.
+
+    The template engine takes ten times as long.
+    """
+    said = ["".join(piece.text for piece in turn) for turn in turns]
+    user = f"{_OPENING} USER:  {said[0]} "
+    return user + (" ASSISTANT: " + (f"{said[1]}{eos_token or ''}" if len(said) > 1 else ""))
 
 
 def _content(turn: list[Piece]) -> list[dict[str, Any]]:

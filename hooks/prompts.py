@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hooks.batches import length_batches
 from hooks.films import Films, stack_films
 from hooks.images import pixel_plane, read_image
 from hooks.processor import Encoding, Maira2Processor
@@ -173,14 +174,9 @@ class PromptRunner:
 
     def batches(self, prompts: Sequence[Prompt], skip: int = 0) -> Iterator[list[Prompt]]:
         """Prompts in batches of like length, ``skip`` tokens of each not counted."""
-        batch: list[Prompt] = []
-        for prompt in sorted(prompts, key=lambda prompt: (len(prompt.tokens), prompt.sequence)):
-            if batch and (len(batch) + 1) * (len(prompt.tokens) - skip) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield batch
+        lengths = [len(prompt.tokens) - skip for prompt in prompts]
+        for chosen in length_batches(lengths, self.batch_tokens):
+            yield [prompts[i] for i in chosen]
 
     def _padded(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and attention mask, ``[batch, longest]``, on the model's device."""

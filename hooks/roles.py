@@ -8,7 +8,6 @@ its last character belongs to.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -109,23 +108,22 @@ def assign_roles(
     n = len(ids)
     role = np.full(n, Role.BOILERPLATE, dtype=np.int8)
     view, sentence = (np.full(n, NONE, dtype=np.int16) for _ in range(2))
-    starts = [span.start for span in spans]
-    sentence_starts = _sentence_starts(text, spans)
-    for i, (start, end) in enumerate(offsets):
-        if start == end == 0:
-            continue
-        last = max(end - 1, start)
-        index = bisect_right(starts, last) - 1
-        if index < 0 or last >= spans[index].end:
-            continue
-        span = spans[index]
-        role[i] = span.role
+    begins, ends = np.array(offsets, dtype=np.int64).reshape(n, 2).T
+    last = np.maximum(ends - 1, begins)
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    owner = np.searchsorted(starts, last, side="right") - 1
+    owner[(begins == 0) & (ends == 0)] = NONE  # added special tokens
+    for index, span in enumerate(spans):
+        own = (owner == index) & (last < span.end)
+        role[own] = span.role
         if span.role is Role.IMAGE:
-            view[i] = int(span.view or 0)
+            view[own] = int(span.view or 0)
         elif span.role is Role.REPORT:
-            sentence[i] = bisect_right(sentence_starts, last) - 1
-            if TOKEN_PATTERN.fullmatch(text[start:end].strip()):
-                role[i] = Role.GROUNDING
+            sentences = np.array(_sentence_starts(text, spans), dtype=np.int64)
+            sentence[own] = np.searchsorted(sentences, last[own], side="right") - 1
+            for i in np.flatnonzero(own) if "<" in text[span.start : span.end] else ():
+                if TOKEN_PATTERN.fullmatch(text[begins[i] : ends[i]].strip()):
+                    role[i] = Role.GROUNDING
     image = role == Role.IMAGE
     times = np.where(image, patches_per_image, 1)
     known = (np.asarray(ids, dtype=np.int64), role, view, sentence)

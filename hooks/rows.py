@@ -23,6 +23,7 @@ from hooks.prompts import Prompt, PromptRunner, Ran, encode_study
 from hooks.roles import Role, Tokens
 from hooks.sites import Site, capture, resolve_sites, site_width
 from hooks.store import DTYPES, StudyRows
+from hooks.streams import default_streams
 from hooks.studies import Skipped, Study
 
 READERS = 8
@@ -90,11 +91,13 @@ class RowMaker:
             )
         roles = kept_roles(config.policy, self.sites)
         self.kept = Kept(roles, config.patches, DTYPES[config.dtype])
-        self.runner = PromptRunner(model, processor, config.batch_tokens)
+        self.runner = PromptRunner(model, processor, config.tokens_on(model.device))
         self._strict, self._studies, self._size = strict, studies, config.studies_per_part
         self.n_studies = len(studies)
         self.names = [site.name for site in self.sites]
         self.widths = {site.name: site_width(model, site) for site in self.sites}
+        self.streams = default_streams(model)
+        settle(processor.tokenizer)
         if processor.hub_processor is not None:
             encode_study(processor, studies[0])  # compares the two prompts
 
@@ -112,6 +115,14 @@ class RowMaker:
     def rows(self, read: Read) -> list[StudyRows]:
         """Kept rows of the studies read."""
         return part_rows(self.runner, self.sites, read, self.kept)
+
+
+def settle(tokenizer: Any) -> None:
+    """Let a tokenizer drop the padding and truncation it was saved with.
+
+    It does so at its first call, which must not happen while another thread is in it.
+    """
+    tokenizer("", return_offsets_mapping=True)
 
 
 def kept_roles(policy: str, sites: Sequence[Site]) -> tuple[Role, ...]:

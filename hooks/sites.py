@@ -20,6 +20,7 @@ sites a row per image patch (the CLS token is not kept).
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, NamedTuple
@@ -272,11 +273,17 @@ def capture(sites: Sequence[Site], stop: bool = True) -> Iterator[Callable[..., 
         In execution order, as :func:`resolve_sites` returns them.
     stop
         Leave the forward pass right after the last site.
+
+    Threads may each capture of one model at the same time: a pass gives its values to the ``run``
+    that started it.
     """
     captured: dict[str, Tensor] = {}
+    runner: int | None = None
 
     def reader(site: Site, last: bool) -> Callable[[Tensor], None]:
         def see(value: Tensor) -> None:
+            if runner != threading.get_ident():
+                return
             captured[site.name] = value.detach()
             if last and stop:
                 raise _StopForward
@@ -284,9 +291,14 @@ def capture(sites: Sequence[Site], stop: bool = True) -> Iterator[Callable[..., 
         return see
 
     def run(forward: Callable[..., Any], **inputs: Any) -> dict[str, Tensor]:
+        nonlocal runner
         captured.clear()
-        with suppress(_StopForward):
-            forward(**inputs)
+        runner = threading.get_ident()
+        try:
+            with suppress(_StopForward):
+                forward(**inputs)
+        finally:
+            runner = None
         return dict(captured)
 
     with ExitStack() as stack:

@@ -19,7 +19,6 @@ the studies that could not be read, with the reason.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,50 +27,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from hooks.files import (
-    MANIFEST,
-    FolderError,
-    atomic_path,
-    file_record,
-    nearest,
-    open_sealed,
-    read_json,
-    seal,
-    verify,
-    write_json,
-)
+from hooks.activation_writer import ActivationWriter
+from hooks.files import MANIFEST, FolderError, nearest, open_sealed, verify
 from hooks.html import bars, facts
+from hooks.parts import DTYPES, FORMAT_VERSION, KIND, SKIPPED, StudyRows, part_files
 from hooks.policies import check_roles
-from hooks.roles import NONE, Role, Tokens, View
+from hooks.roles import Role
 from hooks.studies import Skipped, split_of
 from hooks.tensor_files import read_rows, tensor_layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KIND = "activations"
-FORMAT_VERSION = 1
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+__all__ = ["DTYPES", "KIND", "ActivationFolder", "ActivationWriter", "Moments", "StudyRows"]
+
 REMEDY = "run `maira-sae harvest` to make it"
-SKIPPED = "skipped.jsonl"
-
-
-class StudyRows(NamedTuple):
-    """Kept tokens of one study and their activations ``[rows, d]`` by site."""
-
-    study: str
-    patient: str
-    sequence: int
-    positions: np.ndarray
-    tokens: Tokens
-    activations: Mapping[str, Tensor]
-    loss: np.ndarray | None = None
-    """Cross-entropy of each token, NaN where it is not known."""
-    generation: Mapping[str, Any] | None = None
-    """What the model wrote, where the report is its own."""
 
 
 class Moments(NamedTuple):
@@ -80,230 +53,6 @@ class Moments(NamedTuple):
     count: int
     mean: Float[Tensor, " d"]
     mean_squared_norm: float
-
-
-def _part_files(index: int) -> tuple[str, str, str]:
-    return (
-        f"part-{index:05d}.safetensors",
-        f"tokens-{index:05d}.parquet",
-        f"stats-{index:05d}.safetensors",
-    )
-
-
-def _table(rows: Sequence[StudyRows]) -> pa.Table:
-    import pyarrow as pa
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(study.tokens, name) for study in rows])
-
-    def optional(name: str) -> pa.Array:
-        values = joined(name)
-        return pa.array(values, type=pa.int16(), mask=values == NONE)
-
-    def named(values: np.ndarray, names: list[str]) -> pa.Array:
-        codes = pa.array(values.astype(np.int8), mask=values == NONE)
-        return pa.DictionaryArray.from_arrays(codes, pa.array(names))
-
-    lengths = [len(study.tokens) for study in rows]
-
-    def owner(names: list[str]) -> pa.Array:
-        # dictionary_encode makes values unique; Parquet pages of repeated ones hold stray bytes.
-        repeated = np.repeat(np.array(names, dtype=object), lengths)
-        return pa.array(repeated, type=pa.string()).dictionary_encode()
-
-    return pa.table(
-        {
-            "study": owner([study.study for study in rows]),
-            "patient": owner([study.patient for study in rows]),
-            "sequence": np.repeat([study.sequence for study in rows], lengths).astype(np.int32),
-            "position": np.concatenate([study.positions for study in rows]).astype(np.int32),
-            "token_id": joined("ids").astype(np.int32),
-            "role": named(joined("role"), [role.name.lower() for role in Role]),
-            "view": named(joined("view"), [view.name.lower() for view in View]),
-            "patch_row": optional("row"),
-            "patch_column": optional("column"),
-            "sentence": optional("sentence"),
-            "loss": _losses(rows),
-        }
-    )
-
-
-def _losses(rows: Sequence[StudyRows]) -> pa.Array:
-    """Null where the forward pass stopped before the language-model head."""
-    import pyarrow as pa
-
-    unknown = [np.full(len(study.tokens), np.nan) for study in rows]
-    given = [
-        u if study.loss is None else study.loss for study, u in zip(rows, unknown, strict=True)
-    ]
-    losses = np.concatenate(given).astype(np.float32)
-    return pa.array(losses, type=pa.float32(), mask=np.isnan(losses))
-
-
-class ActivationWriter:
-    """Writes parts in any order, each atomically; knows which ones are already there.
-
-    Parameters
-    ----------
-    folder
-        Created if needed.
-    config
-        Everything that decides the contents. A folder begun with another config is refused.
-    """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.folder = folder
-        path = folder / "config.json"
-        if not path.is_file():
-            # Temporary files may be another rank's, which begins at the same moment.
-            if folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir()):
-                if not path.is_file():
-                    raise FolderError(f"{folder} is not empty and is no harvest; give a new folder")
-            else:
-                write_json(path, dict(config))
-        if (found := read_json(path)) != dict(config):
-            differs = next(k for k in {**found, **config} if found.get(k) != config.get(k))
-            raise FolderError(
-                f"{folder} holds another harvest: {differs} is {_brief(found.get(differs))}, asked "
-                f"was {_brief(config.get(differs))}; give a new folder, or delete this one"
-            )
-
-    def _commit(self, index: int) -> Path:
-        return self.folder / f"part-{index:05d}.json"
-
-    def has(self, index: int) -> bool:
-        """Whether part ``index`` is committed."""
-        return self._commit(index).is_file()
-
-    def write(
-        self,
-        index: int,
-        rows: Sequence[StudyRows],
-        sites: Sequence[str],
-        skipped: Sequence[Skipped] = (),
-        widths: Mapping[str, int] | None = None,
-    ) -> None:
-        """Write and commit part ``index``.
-
-        Parameters
-        ----------
-        skipped
-            Studies of the part that have no rows because they could not be read.
-        widths
-            By site; needed only where ``rows`` may be empty of studies.
-        """
-        import pyarrow.parquet as pq
-
-        commit = {"studies": len(rows), "skipped": [one._asdict() for one in skipped]}
-        if not rows:
-            assert widths is not None
-            nothing = Tokens(*(np.zeros(0, dtype=np.int64) for _ in range(6)))
-            empty = {site: torch.zeros(0, widths[site]) for site in sites}
-            rows = [StudyRows("", "", 0, nothing.ids, nothing, empty)]
-        tensors = {
-            site: torch.cat([study.activations[site] for study in rows]).contiguous()
-            for site in sites
-        }
-        roles = np.concatenate([study.tokens.role for study in rows])
-        part, tokens, stats = _part_files(index)
-        with atomic_path(self.folder / part) as temporary:
-            save_file(tensors, temporary)
-        with atomic_path(self.folder / tokens) as temporary:
-            pq.write_table(_table(rows), temporary)
-        with atomic_path(self.folder / stats) as temporary:
-            save_file(_sums(tensors, roles), temporary)
-        names = [part, tokens, stats]
-        if written := [study.generation for study in rows if study.generation is not None]:
-            names.append(f"generations-{index:05d}.jsonl")
-            with atomic_path(self.folder / names[-1]) as temporary:
-                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in written)
-                temporary.write_text("".join(lines))
-        commit |= {
-            "rows": len(roles),
-            "widths": {site: values.shape[1] for site, values in tensors.items()},
-            "files": {name: file_record(self.folder / name) for name in names},
-        }
-        write_json(self._commit(index), commit)
-
-    def seal(self, n_parts: int, **record: Any) -> None:
-        """Write the manifest over parts ``0 … n_parts - 1``, all of which must be committed."""
-        commits = [read_json(self._commit(i)) for i in range(n_parts)]
-        files = {name: sums for commit in commits for name, sums in commit["files"].items()}
-        files["config.json"] = file_record(self.folder / "config.json")
-        skipped = [one for commit in commits for one in commit.get("skipped", [])]
-        if skipped:
-            with atomic_path(self.folder / SKIPPED) as temporary:
-                lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in skipped)
-                temporary.write_text("".join(lines))
-            files[SKIPPED] = file_record(self.folder / SKIPPED)
-        seal(
-            self.folder,
-            KIND,
-            FORMAT_VERSION,
-            files,
-            n_tokens=sum(commit["rows"] for commit in commits),
-            n_studies=sum(commit["studies"] for commit in commits),
-            n_skipped=len(skipped),
-            part_rows=[commit["rows"] for commit in commits],
-            widths=commits[0]["widths"],
-            **record,
-        )
-
-    def skipped(self, n_parts: int) -> dict[int, list[Skipped]]:
-        """Studies that committed parts had to leave out, by part."""
-        found = {}
-        for index in filter(self.has, range(n_parts)):
-            if own := read_json(self._commit(index)).get("skipped"):
-                found[index] = [Skipped(**one) for one in own]
-        return found
-
-    def reopen(self, parts: Sequence[int]) -> None:
-        """Forget that ``parts`` are committed, so that they are computed again."""
-        for path in (MANIFEST, SKIPPED):
-            (self.folder / path).unlink(missing_ok=True)
-        for index in parts:
-            self._commit(index).unlink(missing_ok=True)
-
-    def sweep(self, parts: Sequence[int]) -> None:
-        """Delete temporary files of ``parts`` whose process was killed on this machine."""
-        stems = {Path(name).stem for part in parts for name in _part_files(part)}
-        for path in self.folder.glob(".*.tmp"):
-            name, _, number = path.name[1:].removesuffix(".tmp").rpartition(".")
-            if Path(name).stem in stems and not (number.isdigit() and _alive(int(number))):
-                path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this number runs, this one not counted: it is only beginning."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _sums(tensors: Mapping[str, Tensor], roles: np.ndarray) -> dict[str, Tensor]:
-    """Per site and role: count, sum and sum of squared norms, in float64."""
-    sums = {}
-    for site, values in tensors.items():
-        for role in Role:
-            chosen = values[torch.from_numpy(np.flatnonzero(roles == int(role)))]
-            # numpy, because a writer thread must not start a torch thread pool of its own.
-            exact = chosen.float().numpy().astype(np.float64)
-            key = f"{site}|{role.name.lower()}"
-            sums[f"{key}|count"] = torch.tensor(len(chosen))
-            sums[f"{key}|sum"] = torch.from_numpy(exact.sum(axis=0))
-            sums[f"{key}|squared"] = torch.tensor(np.square(exact).sum())
-    return sums
 
 
 class ActivationFolder:
@@ -389,12 +138,12 @@ class ActivationFolder:
             if high > start:
                 rows = out[start + len(out) - stop : high + len(out) - stop]
                 layout = self._layout(part)[site]
-                read_rows(self.folder / _part_files(part)[0], layout, start - low, rows)
+                read_rows(self.folder / part_files(part)[0], layout, start - low, rows)
                 start = high
             part += 1
 
     def _layout_of(self, part: int) -> Mapping[str, Any]:
-        path = self.folder / _part_files(part)[0]
+        path = self.folder / part_files(part)[0]
         layout = tensor_layout(path)
         for site in self.sites:
             want = (self.manifest["part_rows"][part], self.manifest["widths"][site])
@@ -412,7 +161,7 @@ class ActivationFolder:
         import pyarrow.parquet as pq
 
         tables = [
-            pq.read_table(self.folder / _part_files(i)[1], columns=columns)
+            pq.read_table(self.folder / part_files(i)[1], columns=columns)
             for i in range(len(self._starts) - 1)
         ]
         return pa.concat_tables(tables).unify_dictionaries()
@@ -439,7 +188,7 @@ class ActivationFolder:
 
         pieces = [np.zeros(0, dtype=dtype)]
         for part in range(len(self._starts) - 1):
-            table = pq.read_table(self.folder / _part_files(part)[1], columns=[column])
+            table = pq.read_table(self.folder / part_files(part)[1], columns=[column])
             for chunk in table[column].chunks:
                 names = np.array([value(name) for name in chunk.dictionary.to_pylist()], dtype)
                 pieces.append(names[chunk.indices.to_numpy(zero_copy_only=False)])
@@ -471,7 +220,7 @@ class ActivationFolder:
         studies = 0
         for part, rows in enumerate(self.manifest["part_rows"]):
             self._layout(part)
-            _, tokens, stats = (self.folder / name for name in _part_files(part))
+            _, tokens, stats = (self.folder / name for name in part_files(part))
             found = pq.read_metadata(tokens).num_rows
             if found != rows:
                 _wrong_rows(tokens, found, rows)
@@ -497,7 +246,7 @@ class ActivationFolder:
         roles = [role] if role is not None else list(Role)
         count, total, squared = 0, torch.zeros(self.width(site), dtype=torch.float64), 0.0
         for index in range(len(self._starts) - 1):
-            sums = load_file(self.folder / _part_files(index)[2])
+            sums = load_file(self.folder / part_files(index)[2])
             for one in roles:
                 key = f"{site}|{one.name.lower()}"
                 count += int(sums[f"{key}|count"])

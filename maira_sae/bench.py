@@ -171,18 +171,23 @@ def store(
 @app.command(epilog="Example: `maira-sae bench harvest --json` — SAELens needs `make peers` first")
 def harvest(
     model: Annotated[
-        str | None, typer.Option(help="MAIRA-2 checkpoint; default: the phantom's mini model.")
-    ] = None,
+        str, typer.Option(help="mini, real, smollm2, or a MAIRA-2 checkpoint with --studies.")
+    ] = "mini",
     studies: Annotated[
-        Path | None, typer.Option(help="Folder with studies.jsonl; default: phantom studies.")
+        Path | None, typer.Option(help="Folder of studies for a checkpoint.")
     ] = None,
     site: Annotated[
-        str | None, typer.Option(help="Site; default: two thirds up the language model.")
+        str | None, typer.Option(help="Site; default: the middle of the language model.")
     ] = None,
-    n: Annotated[int, typer.Option(help="Studies of a turn.")] = 256,
+    n: Annotated[int, typer.Option(help="Studies or texts of a turn.")] = 256,
+    studies_per_part: Annotated[int, typer.Option(help="Studies or texts of a part.")] = 64,
     rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
-    dtype: Annotated[str, typer.Option(help="Dtype the model runs in.")] = "auto",
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Padded tokens a forward pass; default: as a harvest has.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype the mini model or checkpoint runs in.")
+    ] = "auto",
     memory_tokens: Annotated[
         int, typer.Option(help="Also harvest this many tokens and watch resident memory.")
     ] = 0,
@@ -191,34 +196,36 @@ def harvest(
     ] = Path(".venv-peers/bin/python"),
     as_json: Json = False,
 ) -> None:
-    """A whole harvest beside bare forward passes on the same batches, and SAELens' runner."""
+    """A whole harvest beside bare forward passes on the same batches, and SAELens' runner.
+
+    mini is the phantom's model; real the assembled towers, with Open-i reports and a film of its
+    own for each; smollm2 their language model alone, on the same reports.
+    """
     import torch
 
-    from hooks.maira2 import load_model
-    from hooks.processor import load_processor
-    from hooks.studies import read_folder
+    from hooks.harvest_config import HarvestConfig
+    from maira_sae import harvest_subjects as subjects
     from maira_sae.bench_harvest import HarvestBench, memory, run, table
-    from phantom.model import WEIGHTS
-    from phantom.truth import write_studies
 
-    config = HarvestBench(n, rounds, batch_tokens=batch_tokens, threads=torch.get_num_threads())
-    device = "auto" if torch.cuda.is_available() else None
-    source = model or str(WEIGHTS)
-    loaded = load_model(source, dtype=dtype, device_map=device)
-    layers = loaded.config.text_config.num_hidden_layers  # pyright: ignore
-    place = site or f"llm.{max(0, 2 * layers // 3 - 1)}.resid_post"
+    config = HarvestBench(rounds, threads=torch.get_num_threads())
+    place = site or ("llm.3.resid_post" if model == "mini" else "llm.15.resid_post")
+    policy = "all" if model == "smollm2" else "published"
+    taken = HarvestConfig(
+        (place,), policy, studies_per_part=studies_per_part, batch_tokens=batch_tokens
+    )
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if studies is None:
-            records = write_studies(folder / "studies", range(900_000, 900_000 + n))
+        if model == "mini":
+            subject = subjects.mini(taken, n, folder, dtype)
+        elif model == "real":
+            subject = subjects.real(taken, n, folder)
+        elif model == "smollm2":
+            subject = subjects.smollm2(taken, n)
         else:
-            records = read_folder(studies)[:n]
-        processor = load_processor(source)
-        result = run(loaded, processor, records, place, config, folder, peers_python)
+            subject = subjects.checkpoint(taken, site, n, model, studies, dtype)
+        result = run(subject, config, folder, peers_python)
         if memory_tokens:
-            result["memory"] = memory(
-                loaded, processor, records, place, config, folder, memory_tokens
-            )
+            result["memory"] = memory(subject, folder, memory_tokens)
     typer.echo(table(result))
     if as_json:
         typer.echo(json.dumps(result))

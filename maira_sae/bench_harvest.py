@@ -1,8 +1,9 @@
 """`maira-sae bench harvest`: a harvest beside bare forward passes on the same batches.
 
 *Bare* is the model alone: inputs are in memory before the clock starts, the pass leaves after the
-same last layer, and nothing is kept. *Harvest* is everything: films and text are read, activations
-chosen, copied, written, checksummed and sealed. They take turns of one part's studies.
+same last layer, and nothing is kept; once with all threads in one pass, as a plain loop has it, and
+once with as many passes at a time as the harvest makes. *Harvest* is everything: films and text are
+read, activations chosen, copied, written, checksummed and sealed. They take turns.
 """
 
 from __future__ import annotations
@@ -20,13 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from hooks.harvest import Harvest, HarvestConfig
-from hooks.processor import Maira2Processor
 from hooks.progress import track
-from hooks.prompts import Prompt, PromptRunner
-from hooks.roles import Role
-from hooks.sites import Site, capture, resolve_sites
-from hooks.studies import Study
+from hooks.sites import capture, resolve_sites
+from hooks.streams import in_threads, shared_cores
+from maira_sae.harvest_subjects import Subject
 from maira_sae.peers import Peer
 
 
@@ -34,109 +32,95 @@ from maira_sae.peers import Peer
 class HarvestBench:
     """Sizes of the measurement."""
 
-    studies: int = 256
-    """Studies of a turn, in parts of 64."""
     rounds: int = 5
-    policy: str = "published"
-    batch_tokens: int = 8192
     threads: int = 2
     context: int = 128
     """Tokens of a sequence for SAELens, which has one context size."""
 
 
-@torch.no_grad()
-def bare(runner: PromptRunner, sites: Sequence[Site], batches: Sequence[dict[str, Any]]) -> float:
-    """Seconds of forward passes up to the last site."""
-    with capture(sites[-1:]) as run:
+def bare(subject: Subject, batches: Sequence[dict[str, Any]], streams: int = 1) -> float:
+    """Seconds of forward passes up to the last site, so many of them at a time."""
+    sites = resolve_sites(subject.model, [subject.site])
+
+    @torch.no_grad()
+    def passes(share: Sequence[dict[str, Any]]) -> None:
+        with capture(sites) as run:
+            for inputs in share:
+                run(subject.forward, **inputs, use_cache=False)
+
+    began = time.perf_counter()
+    if streams == 1:
+        passes(batches)
+    else:
+        with shared_cores(streams):
+            for _ in in_threads(batches, lambda inputs: passes([inputs]), streams):
+                pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def run(subject: Subject, config: HarvestBench, folder: Path, peers_python: Path) -> dict[str, Any]:
+    """Figures in whole prompts' tokens a second, medians over rounds of turns."""
+    batches = subject.inputs()
+    peer = _sae_lens(subject, config, folder, peers_python)
+    streams = subject.job(folder / "unused").streams
+    seconds: dict[str, list[float]] = {"bare": [], "bare_streams": [], "harvest": []}
+    theirs: list[float] = []
+    out = folder / "acts"
+
+    def turn(name: str) -> float:
+        if name != "harvest":
+            return bare(subject, batches, streams if name == "bare_streams" else 1)
+        shutil.rmtree(out, ignore_errors=True)
+        job = subject.job(out)
         began = time.perf_counter()
-        for inputs in batches:
-            run(runner.model.model, **inputs, use_cache=False)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        job.run()
         return time.perf_counter() - began
 
-
-def prepared(runner: PromptRunner, prompts: Sequence[Prompt], size: int) -> list[dict[str, Any]]:
-    """Inputs of the batches that a harvest in parts of ``size`` studies makes."""
-    return [
-        runner.inputs(batch)
-        for first in range(0, len(prompts), size)
-        for batch in runner.batches(prompts[first : first + size])
-    ]
-
-
-def run(
-    model: Any,
-    processor: Maira2Processor,
-    studies: Sequence[Study],
-    site: str,
-    config: HarvestBench,
-    folder: Path,
-    peers_python: Path,
-) -> dict[str, Any]:
-    """Figures in whole prompts' tokens a second, medians over rounds of turns."""
-    taken = HarvestConfig((site,), config.policy, batch_tokens=config.batch_tokens)
-    runner = PromptRunner(model, processor, config.batch_tokens)
-    sites = resolve_sites(model, [site])
-    prompts = [runner.prompt(i, study) for i, study in enumerate(studies)]
-    tokens = sum(len(prompt.tokens) for prompt in prompts)
-    batches = prepared(runner, prompts, taken.studies_per_part)
-    peer = _sae_lens(model, processor, prompts, site, config, folder, peers_python)
-    seconds: dict[str, list[float]] = {"bare": [], "harvest": [], "sae_lens": []}
-    bare(runner, sites, batches)  # warm
+    bare(subject, batches)  # warm
+    order = list(seconds)
     try:
         for number in track(range(config.rounds), "bench harvest", total=config.rounds):
-            out = folder / "acts"
-            for turn in ("bare", "harvest") if number % 2 else ("harvest", "bare"):
-                if turn == "bare":
-                    seconds["bare"].append(bare(runner, sites, batches))
-                    continue
-                shutil.rmtree(out, ignore_errors=True)
-                job = Harvest(model, processor, studies, taken, out, strict=True)
-                began = time.perf_counter()
-                job.run()
-                seconds["harvest"].append(time.perf_counter() - began)
+            for name in order if number % 2 else reversed(order):
+                seconds[name].append(turn(name))
             if (answer := peer.ask()) is not None:
-                seconds["sae_lens"].append(answer["seconds"] / answer["tokens"])
+                theirs.append(answer["seconds"] / answer["tokens"])
     finally:
         peer.close()
-    ratio = median(b / h for b, h in zip(seconds["bare"], seconds["harvest"], strict=True))
-    theirs = seconds["sae_lens"]
+    own = {name: round(subject.tokens / median(found)) for name, found in seconds.items()}
     return {
-        "bare_tokens_per_s": round(tokens / median(seconds["bare"])),
-        "harvest_tokens_per_s": round(tokens / median(seconds["harvest"])),
-        "ratio": round(ratio, 3),
+        **{f"{name}_tokens_per_s": rate for name, rate in own.items()},
+        "ratio": _ratio(seconds["bare"], seconds["harvest"]),
         "best_ratio": round(min(seconds["bare"]) / min(seconds["harvest"]), 3),
+        "ratio_streams": _ratio(seconds["bare_streams"], seconds["harvest"]),
         "sae_lens_tokens_per_s": round(1 / median(theirs)) if theirs else None,
+        "sae_lens_ratio": (
+            _ratio([one * subject.tokens for one in theirs], seconds["harvest"]) if theirs else None
+        ),
         "sae_lens_reason": peer.reason,
-        "model": str(model.config._name_or_path),
-        "site": site,
-        "tokens": tokens,
-        "config": asdict(config),
+        "model": subject.name,
+        "site": subject.site,
+        "tokens": subject.tokens,
+        "streams": streams,
+        "config": {**asdict(config), **asdict(subject.config)},
     }
 
 
-def memory(
-    model: Any,
-    processor: Maira2Processor,
-    studies: Sequence[Study],
-    site: str,
-    config: HarvestBench,
-    folder: Path,
-    tokens: int,
-) -> dict[str, Any]:
+def _ratio(others: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over rounds of the others' seconds over ours."""
+    return round(median(a / b for a, b in zip(others, ours, strict=True)), 3)
+
+
+def memory(subject: Subject, folder: Path, tokens: int) -> dict[str, Any]:
     """Resident memory of a harvest of at least ``tokens`` tokens, read twice a second (Linux).
 
-    The studies are repeated under other names. *Early* is the mean over the second tenth of the
-    time, or over minute one to two of a run of more than four minutes; *late* that over the last
+    The inputs are repeated under other names. *Early* is the mean over the second tenth of the
+    time, or over minute one to two of a run of more than three minutes; *late* that over the last
     tenth. MB are 10^6 bytes.
     """
-    runner = PromptRunner(model, processor, config.batch_tokens)
-    once = sum(len(runner.prompt(i, study).tokens) for i, study in enumerate(studies))
-    repeats = -(-tokens // once)
-    many = [s.model_copy(update={"id": f"{s.id}-{k}"}) for k in range(repeats) for s in studies]
-    taken = HarvestConfig((site,), config.policy, batch_tokens=config.batch_tokens)
-    job = Harvest(model, processor, many, taken, folder / "memory", strict=True)
+    repeats = -(-tokens // subject.tokens)
+    job = subject.job(folder / "memory", repeats)
     seen: list[tuple[float, float]] = []
     done = threading.Event()
     began = time.perf_counter()
@@ -153,11 +137,11 @@ def memory(
         done.set()
         watching.join()
     took = time.perf_counter() - began
-    first, last = (60.0, 120.0) if took > 240 else (took / 10, took / 5)
+    first, last = (60.0, 120.0) if took > 180 else (took / 10, took / 5)
     early = mean(mb for at, mb in seen if first <= at <= last)
     late = mean(mb for at, mb in seen if at >= 0.9 * took)
     return {
-        "tokens": once * repeats,
+        "tokens": subject.tokens * repeats,
         "seconds": round(took, 1),
         "early_mb": round(early, 1),
         "late_mb": round(late, 1),
@@ -171,33 +155,20 @@ def _resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _sae_lens(
-    model: Any,
-    processor: Maira2Processor,
-    prompts: Sequence[Prompt],
-    site: str,
-    config: HarvestBench,
-    folder: Path,
-    peers_python: Path,
-) -> Peer:
+def _sae_lens(subject: Subject, config: HarvestBench, folder: Path, peers_python: Path) -> Peer:
     """SAELens reads no films: it gets the text tower and the prompts' words, end to end."""
-    from transformers import LlamaForCausalLM
-
     tower = folder / "text-tower"
-    text = LlamaForCausalLM(model.config.text_config).to(model.dtype)
-    text.model.load_state_dict(model.model.language_model.state_dict())
-    text.lm_head.load_state_dict(model.lm_head.state_dict())
+    text, tokenizer = subject.text_tower()
     text.save_pretrained(tower)
-    processor.tokenizer.save_pretrained(tower)
-    words = [prompt.tokens.ids[~prompt.tokens.of_role(Role.IMAGE)] for prompt in prompts]
-    joined = torch.cat([torch.from_numpy(ids) for ids in words])
+    tokenizer.save_pretrained(tower)
+    joined = torch.cat([torch.from_numpy(ids) for ids in subject.words])
     save_file({"words": joined}, folder / "words.safetensors")
     settings = {
         "model": str(tower),
         "tokens": str(folder / "words.safetensors"),
-        "layer": int(site.split(".")[1]),
-        "d_model": model.config.text_config.hidden_size,
-        "batch_tokens": config.batch_tokens,
+        "layer": int(subject.site.split(".")[1]),
+        "d_model": text.config.hidden_size,
+        "batch_tokens": subject.config.tokens_on(subject.model.device),
         "context": config.context,
         "threads": config.threads,
         "out": str(folder / "sae-lens"),
@@ -210,15 +181,21 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, {result['site']}: bare {result['bare_tokens_per_s']:,} tokens/s, "
         f"harvest {result['harvest_tokens_per_s']:,} ({result['ratio']:.3f} of bare; best of each "
-        f"{result['best_ratio']:.3f})"
+        f"{result['best_ratio']:.3f})",
+        f"bare, {result['streams']} passes at a time: {result['bare_streams_tokens_per_s']:,} "
+        f"tokens/s (harvest {result['ratio_streams']:.3f} of it)",
     ]
     if result["sae_lens_tokens_per_s"] is None:
         lines.append(f"SAELens did not run: {result['sae_lens_reason']}")
     else:
-        lines.append(f"SAELens, text tower alone: {result['sae_lens_tokens_per_s']:,} tokens/s")
+        lines.append(
+            f"SAELens, text alone: {result['sae_lens_tokens_per_s']:,} tokens/s "
+            f"(harvest {result['sae_lens_ratio']:.2f}×)"
+        )
     if (grown := result.get("memory")) is not None:
         lines.append(
-            f"resident memory over {grown['tokens']:,} tokens: {grown['early_mb']:,.0f} MB early, "
-            f"{grown['late_mb']:,.0f} MB at the end ({grown['growth']:+.1%})"
+            f"resident memory over {grown['tokens']:,} tokens in {grown['seconds']:,.0f} s: "
+            f"{grown['early_mb']:,.0f} MB early, {grown['late_mb']:,.0f} MB at the end "
+            f"({grown['growth']:+.1%})"
         )
     return "\n".join(lines)

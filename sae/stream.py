@@ -7,10 +7,11 @@ either than what :class:`Rows` lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import cycle, pairwise
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +23,16 @@ from hooks.store import ActivationFolder, Moments
 
 CHUNK_ROWS = 4096
 """Contiguous rows that are read together."""
-BLOCK_VALUES = 1 << 17
+BLOCK_VALUES = 1 << 15
 """Values that are widened together."""
 BUFFER_ROWS = 1 << 18
 """Rows that are shuffled together."""
+GATHERERS = 2
+"""Threads that gather and widen the batches to come: one alone copies more slowly than a thread
+reads from memory."""
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Batch(NamedTuple):
@@ -143,17 +150,19 @@ class FolderRows:
         done = position.get("batches", 0)
         epoch, skip = divmod(done * batch, per_epoch)
         pending: Batch | None = None
-        for buffer in _ahead(self._buffers(sites, seed, epoch, skip)):
-            begin = 0
-            while begin < len(buffer.order):
-                need = batch - (len(pending.roles) if pending is not None else 0)
-                taken = buffer.take(slice(begin, begin + need))
-                begin += need
-                pending = taken if pending is None else _joined(pending, taken)
-                if len(pending.roles) == batch:
-                    done += 1
-                    yield pending._replace(position={"batches": done})
-                    pending = None
+        with ThreadPoolExecutor(GATHERERS) as pool:
+            for buffer in _ahead(self._buffers(sites, seed, epoch, skip)):
+                first = batch - (len(pending.roles) if pending is not None else 0)
+                starts = [0, *range(first, len(buffer.order), batch)]
+                parts = [slice(*pair) for pair in pairwise([*starts, len(buffer.order)])]
+                # All of a buffer's rows are out before the next is asked for, which reuses its
+                # memory.
+                for taken in _in_turn(pool, buffer.take, parts):
+                    pending = taken if pending is None else _joined(pending, taken)
+                    if len(pending.roles) == batch:
+                        done += 1
+                        yield pending._replace(position={"batches": done})
+                        pending = None
 
     def row_numbers(self, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """Rows of the folder in the order in which an epoch's batches take them; reads nothing."""
@@ -233,9 +242,13 @@ def gather_floats(rows: Float[Tensor, "n d"], index: np.ndarray) -> Float[Tensor
         halves = rows.view(torch.int16).numpy().view(np.uint16)
         wide = np.empty((len(index), rows.shape[1]), dtype=np.uint32)
         step = max(1, BLOCK_VALUES // rows.shape[1])
+        narrow = np.empty((min(step, len(index)), rows.shape[1]), dtype=np.uint16)
         for first in range(0, len(index), step):  # a block stays in the cache between its passes
             block = wide[first : first + step]
-            np.copyto(block, halves.take(index[first : first + step], axis=0))
+            own = narrow[: len(block)]
+            # "clip", because numpy copies once more where it may have to raise; rows exist.
+            halves.take(index[first : first + step], axis=0, out=own, mode="clip")
+            np.copyto(block, own)
             np.left_shift(block, np.uint32(16), out=block)
         return torch.from_numpy(wide.view(np.float32))
     return torch.from_numpy(rows.numpy().take(index, axis=0).astype(np.float32, copy=False))
@@ -244,6 +257,17 @@ def gather_floats(rows: Float[Tensor, "n d"], index: np.ndarray) -> Float[Tensor
 def _joined(*rows: Batch) -> Batch:
     x = {site: torch.cat([one.x[site] for one in rows]) for site in rows[0].x}
     return Batch(x, torch.cat([one.roles for one in rows]), {})
+
+
+def _in_turn(pool: Executor, work: Callable[[S], R], items: Iterable[S]) -> Iterator[R]:
+    """``work(item)`` of each item in order; the next :data:`GATHERERS` are under way meanwhile."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > GATHERERS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _ahead(buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:

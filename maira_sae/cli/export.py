@@ -146,17 +146,15 @@ def _texts(
     """The excerpts that verdicts are about, asked for anew: they come in the same order."""
     from autointerp import detection, fuzzing
     from autointerp.features import IMAGES
-    from hooks.files import read_json
 
-    strong = bool(read_json(scores / "manifest.json").get("strong"))
     tokenizer, by_latent = _tokenizer(model, found), {one.latent: one for one in named}
     makers: dict[str, Any] = {"detection": detection.questions, "fuzzing": fuzzing.questions}
     texts = {}
     for one in heard:
-        label = by_latent[one.latent].label
+        label, at = by_latent[one.latent].label, by_latent[one.latent].threshold
         if one.modality in IMAGES or label is None:
             continue  # held against whole reports, which the features do not hold
-        asked = makers[one.scorer](found, one.latent, label, tokenizer, one.modality, strong=strong)
+        asked = makers[one.scorer](found, one.latent, label, tokenizer, one.modality, threshold=at)
         if [question.truth for question in asked] != [v.truth for v in one.verdicts]:
             raise MairaSaeError(
                 f"{scores} is not of these features and labels: latent {one.latent} has other "

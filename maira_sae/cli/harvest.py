@@ -82,10 +82,19 @@ def harvest(
         typer.Option(help="Sample of each study's patches: uniform:0.1 or norm:64, for example."),
     ] = None,
     store_dtype: Annotated[str, typer.Option(help="Dtype on disk.")] = "bfloat16",
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a forward pass.")] = 8192,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="Padded tokens a forward pass; default: 2048 on a processor, else 8192."),
+    ] = None,
     studies_per_part: Annotated[
         int, typer.Option(help="Studies that are kept in memory and committed together.")
     ] = 64,
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Parts made at a time; default: one a core (at most 4), one on a GPU."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option(help="Stop at a study that cannot be read, instead of skipping it.")
     ] = False,
@@ -137,6 +146,7 @@ def harvest(
     else:
         words = load_processor(model, trust_remote_code)
         job = Harvest(loaded, words, records, config, out, **share)
+    job.streams = streams or job.streams
     if retry_skipped:
         job.reopen_skipped()
     result: dict[str, Any] = {"out": str(out)}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autointerp import Features, Label, LabelConfig, Score
     from autointerp.labelling import Sources
 
+NONE = "no clear concept"
 FeaturesFolder = Annotated[Path, typer.Argument(metavar="FEATURES", help="Features folder.")]
 Studies = Annotated[
     Path | None,
@@ -65,6 +66,14 @@ def label(
     ] = None,
     studies: Studies = None,
     sae: Sae = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="State the activation above which each label holds; of text, and takes a short "
+            "question for each excerpt.",
+        ),
+    ] = False,
     model: Tokenizer = None,
     strength: Annotated[
         float, typer.Option(help="How far causal turns it up, in units of its 99th percentile.")
@@ -106,7 +115,10 @@ def label(
         raise MairaSaeError(f"--explainer {kind} needs --studies, {NEEDS[kind]}")
     if kind == "causal" and sae is None:
         raise MairaSaeError("--explainer causal needs --sae, whose latents it turns up")
-    config = LabelConfig(chosen, kind, shown)  # pyright: ignore[reportArgumentType]
+    config = LabelConfig(
+        *(chosen, kind, shown),  # pyright: ignore[reportArgumentType]
+        calibrate=calibrate,
+    )
     if kind == "vision" and asking.endpoint_config() is None:
         raise MairaSaeError("--explainer vision shows films to a model; give --endpoint and --llm")
     processor = _processor(model, found)
@@ -120,7 +132,7 @@ def label(
     dense = [n for n in range(found.n_latents) if found.dense(n)]
     if latents:
         dense = [n for n in chosen if found.dense(n)]
-    lines = [f"{one.latent}\t{_named(one, one.latent in dense)}" for one in labels]
+    lines = [f"{one.latent}\t{_named(one, one.latent in dense)}{_holds(one)}" for one in labels]
     if not latents and dense:
         lines.append(f"dense, not labelled: {_few(dense)}")
     result = {
@@ -196,7 +208,7 @@ def _named(one: Label, dense: bool) -> str:
         return one.label
     if dense:
         return "dense: it fires nearly everywhere, and has no name"
-    return "no answer" if one.confidence is None else "no clear concept"
+    return "no answer" if one.confidence is None else NONE
 
 
 def _few(latents: Sequence[int]) -> str:
@@ -266,9 +278,6 @@ def score(
             "against boxes and masks.",
         ),
     ] = "detection",
-    strong: Annotated[
-        bool, typer.Option("--strong", help="Leave weak firings out of the positives.")
-    ] = False,
     studies: Studies = None,
     sae: Sae = None,
     acts: Annotated[
@@ -286,8 +295,9 @@ def score(
 ) -> None:
     """Test each label on patients whom no explainer saw, beside another latent's label.
 
-    The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no. What
-    could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
+    A latent is on above the threshold that its label states (`label --calibrate`), or wherever it
+    fires. The score is balanced accuracy: 0.5 is chance, also for a judge that always answers no.
+    What could not be read is missing, and lowers the coverage. Answers are kept beside the labels.
     Labels of films are held against reports, of --studies.
     """
     from autointerp import Features, read_labels, write_scores
@@ -297,7 +307,7 @@ def score(
     found, names = Features.open(features), read_labels(labels)
     if made is not None:
         scores = read_scores(made, hookpoint or hookpoint_of(found.site), _there(found))
-        write_scores(scores, out, judge="delphi", scorers="delphi", strong=False)
+        write_scores(scores, out, judge="delphi", scorers="delphi")
         finish({"scores": [asdict(one) for one in scores]}, as_json, _table(scores, names))
         return
     wanted = [name.strip() for name in scorers.split(",")]
@@ -319,10 +329,10 @@ def score(
             more, detail = _of_latents(name, found, names, sae, acts, records, masks, processor)
             details |= detail
         else:
-            rest = (found, names, who, processor.tokenizer, strong, records, heard)
+            rest = (found, names, who, processor.tokenizer, records, heard)
             more = _of_labels(name, *rest)
         scores += more
-    write_scores(scores, out, heard, judge=who.model, scorers=scorers, strong=strong)
+    write_scores(scores, out, heard, judge=who.model, scorers=scorers)
     lines = [_table(scores, names)] if scores else ["no label could be scored"]
     films = Counter(one.modality for one in names if one.label)
     if not records and films["frontal"] + films["lateral"] + films["prior"]:
@@ -337,7 +347,6 @@ def _of_labels(
     names: Sequence[Label],
     who: Any,
     tokenizer: Any,
-    strong: bool,
     records: Sequence[Any],
     heard: list[Any],
 ) -> list[Score]:
@@ -347,10 +356,9 @@ def _of_labels(
 
     if scorer == "detection":
         known = {study.id: study for study in records}
-        how: dict[str, Any] = {"strong": strong, "studies": known, "heard": heard}
-        return detection_scores(found, names, who, tokenizer, **how)
+        return detection_scores(found, names, who, tokenizer, studies=known, heard=heard)
     if scorer == "fuzzing":
-        return fuzzing_scores(found, names, who, tokenizer, strong=strong, heard=heard)
+        return fuzzing_scores(found, names, who, tokenizer, heard=heard)
     of_text = {one.latent: one.label for one in names if one.modality == "report"}
     return embedding_scores(found, of_text, tokenizer, MiniLM())
 
@@ -389,7 +397,7 @@ def _of_latents(
 def _table(scores: Sequence[Score], names: Sequence[Label]) -> str:
     by_latent = {one.latent: one.label for one in names}
     return "\n".join(
-        f"{one.latent}\t{one.about or by_latent.get(one.latent)}\t{one.scorer} "
+        f"{one.latent}\t{one.about or by_latent.get(one.latent) or NONE}\t{one.scorer} "
         f"{_shown(one.value)} ({_beside(one)} {_shown(one.baseline)}; {one.n} answers, "
         f"{one.coverage:.0%} read)"
         for one in scores
@@ -400,6 +408,10 @@ def _beside(one: Score) -> str:
     return {"agreement": "shuffled", "localisation": "another's film"}.get(
         one.scorer, "other label"
     )
+
+
+def _holds(label: Label) -> str:
+    return "" if label.fit is None else f"\tabove {label.threshold:.3g} (fit {label.fit:.3f})"
 
 
 def _shown(value: float | None) -> str:

@@ -54,9 +54,9 @@ def main():
     model, processor = load_model(checkpoint), Maira2Processor.from_pretrained(checkpoint)
     work = partial(run, model, processor, read_folder(Path(studies)))
     if "--mutate" in rest:
-        from hooks import store
+        from hooks import activation_writer
 
-        for module in (files, store):
+        for module in (files, activation_writer):
             module.atomic_path = in_place
     assert child(lambda: work(folder / "whole")) == 0
     want = result(folder / "whole")

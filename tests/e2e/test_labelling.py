@@ -261,12 +261,14 @@ def test_batches_are_left_and_collected(place, tmp_path):
 
 @pytest.fixture(scope="module")
 def scored(place, tmp_path_factory):
-    """Labels of text, and scores of every scorer."""
+    """Labels of text with their thresholds, and scores of every scorer."""
     out = tmp_path_factory.mktemp("scored")
     with serving(Script(), answer) as server:
         there = ("--endpoint", server.url, "--llm", "scripted")
         args = ("label", place / "features", "--latents", f"{WORD},{CLEAR},{DENSE}", *there)
-        told(*args, "--out", out / "labels")
+        shown, result = told(*args, "--calibrate", "--out", out / "labels")
+        assert "to do: calibrate: at most " in shown and "\tabove " in shown
+        assert [one["fit"] is not None for one in result["labels"]] == [True, True, False]
         names = "detection,fuzzing,agreement" + ",embedding" * MINILM
         args = ("score", place / "features", out / "labels", "--scorers", names, *there)
         args += ("--sae", place / "sae", "--acts", place / "acts", "--studies", place / "studies")

@@ -113,8 +113,9 @@ def test_damaged_films_are_study_errors(tmp_path, seed):
         assert "film" in str(error)
 
 
+@pytest.mark.parametrize("streams", [1, 2])
 def test_a_writer_that_fails_stops_the_harvest_and_keeps_what_was_written(
-    model, processor, studies, tmp_path, monkeypatch
+    model, processor, studies, tmp_path, monkeypatch, streams
 ):
     from hooks.store import ActivationWriter
 
@@ -129,9 +130,15 @@ def test_a_writer_that_fails_stops_the_harvest_and_keeps_what_was_written(
 
     out = tmp_path / "acts"
     monkeypatch.setattr(ActivationWriter, "write", failing)
+    job = Harvest(model, processor, studies, CONFIG, out)
+    job.streams = streams
     with pytest.raises(WriteError, match="full"):
-        harvest(model, processor, studies, CONFIG, out)
-    assert sorted(p.name for p in out.glob("part-*.json")) == ["part-00000.json", "part-00001.json"]
+        job.run()
+    kept = sorted(p.name for p in out.glob("part-*.json"))
+    if streams == 1:
+        assert kept == ["part-00000.json", "part-00001.json"]
+    else:  # in any order, but for what failed
+        assert "part-00002.json" not in kept and len(kept) >= 1
     assert threads == {"writer"}
     monkeypatch.undo()
     harvest(model, processor, studies, CONFIG, out)
@@ -152,6 +159,19 @@ def test_background_calls_wait_for_room_and_finish_when_the_block_fails():
         third.join(10)
         raise ZeroDivisionError
     assert done == [1, 2, 3]
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+def test_any_number_of_streams_gives_the_same_bytes(model, processor, broken, tmp_path, streams):
+    """A study that is skipped included; and torch's threads are as they were."""
+    folders, threads = [], torch.get_num_threads()
+    for count in (1, streams):
+        job = Harvest(model, processor, broken, CONFIG, tmp_path / str(count))
+        job.streams = count
+        folders.append(job.run())
+        assert torch.get_num_threads() == threads
+    alone, together = folders
+    assert alone.manifest["n_skipped"] > 0 and files(alone.folder) == files(together.folder)
 
 
 def test_any_number_of_ranks_gives_the_same_bytes(model, processor, studies, tmp_path):
@@ -299,8 +319,11 @@ def test_host_copies_on_a_cpu_and_in_turns():
             assert torch.equal(found[name], tensor.cpu())
 
 
-def test_memory_holds_three_parts_at_most(model, processor, studies, tmp_path, monkeypatch):
-    """However slow the disk is: rows that were made and not written never exceed three parts."""
+@pytest.mark.parametrize("streams", [1, 2])
+def test_memory_holds_two_parts_beside_those_being_made(
+    model, processor, studies, tmp_path, monkeypatch, streams
+):
+    """However slow the disk is, rows that were made and not written are no more than that."""
     from hooks.store import ActivationWriter
 
     made, written, most = [0], [0], [0]
@@ -319,8 +342,10 @@ def test_memory_holds_three_parts_at_most(model, processor, studies, tmp_path, m
 
     monkeypatch.setattr(rows_module, "part_rows", rows)
     monkeypatch.setattr(ActivationWriter, "write", write)
-    harvest(model, processor, studies, replace(CONFIG, studies_per_part=2), tmp_path / "acts")
-    assert made[0] == 12 and most[0] <= 3
+    job = Harvest(model, processor, studies, replace(CONFIG, studies_per_part=2), tmp_path / "acts")
+    job.streams = streams
+    job.run()
+    assert made[0] == 12 and most[0] <= streams + 2
 
 
 def test_estimate(model, processor, studies, tmp_path, monkeypatch):
