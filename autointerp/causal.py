@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from autointerp.client import Client, Request
 from autointerp.explainers import MAX_TOKENS, Explanation, grouped
@@ -23,6 +24,15 @@ CAUSAL = (
     "the feature up brought into the report, in at most eight words. Do not name what is garbled "
     "or only worded differently. If there is none, the label is null."
 )
+
+
+class SteeredReports(NamedTuple):
+    """Reports of one blank film."""
+
+    steered: Mapping[int, str]
+    """With a latent turned up, by latent."""
+    unsteered: str
+    """Without any edit."""
 
 
 def steered_reports(write_report: WriteReport, latents: Sequence[int]) -> dict[int, str]:

@@ -129,7 +129,7 @@ def collect(
         "config": asdict(config),
         "site": sae.config.site,
         "n_latents": sae.config.n_latents,
-        "dictionary_sha256": _digest(sae),
+        "dictionary_sha256": digest_of(sae),
         "labels_sha256": fingerprint(sorted((k, sorted(v)) for k, v in labels.items())),
     }
     if isinstance(source, ActivationFolder):
@@ -162,7 +162,8 @@ def collect(
     return Features.open(out)
 
 
-def _digest(sae: MatryoshkaSAE) -> str:
+def digest_of(sae: MatryoshkaSAE) -> str:
+    """SHA-256 of a dictionary's tensors, as the manifest of its features has it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(name.encode())

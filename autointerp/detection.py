@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, Request
-from autointerp.explainers import plain_text, strong_from
-from autointerp.features import SILENT, Example, Features
+from autointerp.explainers import plain_text
+from autointerp.features import Example, Features
 from autointerp.scores import Verdict, probability_of_yes
 from autointerp.statistics import words_express
+from hooks.studies import Study
 
 MAX_TOKENS = 4
 """Of a yes or no."""
@@ -58,28 +60,57 @@ def questions(
     tokenizer: Any,
     modality: str = "report",
     side: str = "score",
-    strong: bool = False,
+    threshold: float = 0.0,
 ) -> list[Question]:
     """A label against every text example of one set.
 
-    With ``strong``, weak firings are left out, so that positives are excerpts on which the latent
-    is strongly on (:func:`autointerp.explainers.strong_from`). Negatives are the same.
+    The latent counts as on where its peak exceeds ``threshold`` (:mod:`autointerp.operating`). A
+    weaker firing counts as off: no example is left out.
     """
-    least = strong_from(features, latent, modality) if strong else 0.0
     examples: list[Example] = features.examples(latent, modality, set=side)
     return [
-        Question(label, plain_text(one, tokenizer), one.patient, one.kind not in SILENT)
+        Question(label, plain_text(one, tokenizer), one.patient, one.peak > threshold)
         for one in examples
-        if one.kind in SILENT or one.peak >= least
     ]
 
 
+def report_questions(
+    features: Features,
+    latent: int,
+    label: str,
+    studies: Mapping[str, Study],
+    modality: str = "frontal",
+    side: str = "score",
+    threshold: float = 0.0,
+) -> list[Question]:
+    """A film latent's label against the reports of one set's studies, one question a study.
+
+    ``threshold`` as in :func:`questions`. A study without a report is left out.
+    """
+    asked: dict[str, Question] = {}
+    for one in features.examples(latent, modality, set=side):
+        report = studies[one.study].report if one.study in studies else None
+        if report:
+            text = " ".join(report.split())
+            asked.setdefault(one.study, Question(label, text, one.patient, one.peak > threshold))
+    return list(asked.values())
+
+
 def ask(
-    client: Client, asked: Mapping[Any, Sequence[Question]], name: str = "detection"
+    client: Client,
+    asked: Mapping[Any, Sequence[Question]],
+    name: str = "score",
+    *,
+    batch: BatchConfig | None = None,
+    wait: bool = True,
 ) -> dict[Any, list[Verdict]]:
-    """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``."""
+    """Verdicts by key, all requests sent together; refusals and unreadable replies are ``None``.
+
+    ``batch`` and ``wait`` are those of :meth:`autointerp.client.Client.ask_all`.
+    """
     flat = [question for some in asked.values() for question in some]
-    replies = iter(client.ask_all([question.request() for question in flat], name))
+    requests = [question.request() for question in flat]
+    replies = iter(client.ask_all(requests, name, batch=batch, wait=wait))
     return {
         key: [
             Verdict(

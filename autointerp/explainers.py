@@ -20,8 +20,10 @@ from hooks.studies import Study
 MAX_TOKENS = 160
 """Of an explanation as JSON."""
 FIRES, SILENT_HEAD = "On:", "Off:"
-STRONG, WEAK = 0.5, 0.25
-"""Shares of a latent's maximum from which it is strongly on, and below which it is barely on."""
+STRONG = 0.5
+"""Share of a latent's maximum from which it is strongly on."""
+BETWEEN = 0.25
+"""Shares of the maximum below strongly on that say neither on nor off."""
 TEXT = (
     "Below are excerpts of chest X-ray reports. One feature of a neural network is strongly on in "
     "the first group, at the words between << and >>, and off or barely on in the second. Name the "
@@ -48,33 +50,32 @@ class Explanation(BaseModel):
     """The words that decided, in short."""
 
 
-def shown(features: Features, latent: int, modality: str) -> tuple[list[Example], list[Example]]:
+def shown(
+    features: Features, latent: int, modality: str, strong: float = STRONG
+) -> tuple[list[Example], list[Example]]:
     """Examples on which a latent is strongly on, and off or barely on, of the explaining patients.
 
     Most firings are weak and of other concepts: spread over ranks they would outnumber what the
-    latent is about. What is in between says neither and is left out.
+    latent is about. What is in between says neither and is left out. ``strong`` is a share of the
+    latent's largest activation on these patients.
     """
     own = features.examples(latent, modality, set="explain")
-    least = strong_from(features, latent, modality)
+    largest = max((one.peak for one in own), default=0.0)
+    least, barely = strong * largest, (strong - BETWEEN) * largest
     on = [one for one in own if one.kind not in SILENT and one.peak >= least]
-    barely = least * WEAK / STRONG
     return on, [one for one in own if one.kind in SILENT or one.peak < barely]
 
 
-def strong_from(features: Features, latent: int, modality: str) -> float:
-    """The activation from which a latent is strongly on; explaining patients alone decide."""
-    own = features.examples(latent, modality, kind="top", set="explain")
-    return STRONG * max((one.peak for one in own), default=0.0)
-
-
-def text_request(features: Features, latent: int, tokenizer: Any, modality: str) -> Request | None:
+def text_request(
+    features: Features, latent: int, tokenizer: Any, modality: str, strong: float = STRONG
+) -> Request | None:
     """Marked excerpts with contrast; ``None`` where there is nothing to show, or for all to show.
 
     A latent that fires everywhere (:meth:`Features.dense`) has no name and is not asked about.
     """
     if features.dense(latent):
         return None
-    fires, silent = shown(features, latent, modality)
+    fires, silent = shown(features, latent, modality, strong)
     if not fires:
         return None
     on = [marked_text(one, tokenizer) for one in fires]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
+from autointerp.batch import BatchConfig
 from autointerp.client import Client, Request
 from autointerp.explainers import Explanation
 from autointerp.features import IMAGES, Features
@@ -22,11 +23,19 @@ class Explained(NamedTuple):
 
 
 def explain(
-    client: Client, requests: Mapping[int, Request | None], name: str = "explain"
+    client: Client,
+    requests: Mapping[int, Request | None],
+    name: str = "explain",
+    *,
+    batch: BatchConfig | None = None,
+    wait: bool = True,
 ) -> Explained:
-    """Ask every request, all together; ``None`` stands for a latent that is not asked about."""
+    """Ask every request, all together; ``None`` stands for a latent that is not asked about.
+
+    ``batch`` and ``wait`` are those of :meth:`autointerp.client.Client.ask_all`.
+    """
     asked = {latent: request for latent, request in requests.items() if request is not None}
-    replies = client.ask_all(list(asked.values()), name)
+    replies = client.ask_all(list(asked.values()), name, batch=batch, wait=wait)
     read = {n: cast(Explanation | None, one.value) for n, one in zip(asked, replies, strict=True)}
     return Explained(
         {latent: value for latent, value in read.items() if value is not None},

@@ -156,6 +156,7 @@ class Features:
         self._first = np.array([group.statistics.min for group in groups], dtype=np.int64)
         self._last = np.array([group.statistics.max for group in groups], dtype=np.int64)
         self._group = lru_cache(maxsize=4)(self._file.read_row_group)
+        self._of = lru_cache(maxsize=4)(self._read)
 
     @classmethod
     def open(cls, folder: Path | str) -> Features:
@@ -227,11 +228,7 @@ class Features:
         set: str | None = None,
     ) -> list[Example]:
         """Examples of a latent, strongest first within a kind; silent ones in the order drawn."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         self._check(latent)
-        mask: Any = None
         asked = {"modality": modality, "kind": kind, "set": set}
         for name, value in asked.items():
             if value is not None and value not in NAMES[name]:
@@ -239,17 +236,22 @@ class Features:
                     f"{name} {value!r} is unknown{nearest(value, NAMES[name])}; "
                     f"choose from {list(NAMES[name])}"
                 )
+        return [
+            one
+            for one in self._of(latent)
+            if all(value in (None, getattr(one, name)) for name, value in asked.items())
+        ]
+
+    def _read(self, latent: int) -> list[Example]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         groups = np.flatnonzero((self._first <= latent) & (latent <= self._last))
         if len(groups) == 0:
             return []
         table = pa.concat_tables([self._group(int(i)) for i in groups])
-        mask = pc.equal(table["latent"], latent)  # pyright: ignore[reportAttributeAccessIssue]
-        table = table.filter(mask)
-        for name, value in asked.items():
-            if value is not None:
-                same = pc.equal(table[name], value)  # pyright: ignore[reportAttributeAccessIssue]
-                table = table.filter(same)
-        return [self._example(row) for row in table.to_pylist()]
+        own = pc.equal(table["latent"], latent)  # pyright: ignore[reportAttributeAccessIssue]
+        return [self._example(row) for row in table.filter(own).to_pylist()]
 
     def _example(self, row: Mapping[str, Any]) -> Example:
         fields = {name: row[name] for name in Example._fields if name in row}

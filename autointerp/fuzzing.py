@@ -17,7 +17,6 @@ import numpy as np
 
 from autointerp.detection import Question
 from autointerp.evidence import marked_text, token_texts
-from autointerp.explainers import strong_from
 from autointerp.features import SILENT, Example, Features
 from autointerp.statistics import FUNCTION_WORDS, words_of
 
@@ -50,20 +49,20 @@ def questions(
     tokenizer: Any,
     modality: str = "report",
     side: str = "score",
-    strong: bool = False,
+    threshold: float = 0.0,
     seed: int = 0,
 ) -> list[Marked]:
     """Two questions for each firing excerpt of one set, marks right and wrong.
 
     Wrong marks are runs of the same lengths on tokens with letters on which the latent is silent:
     by turns in the same sentence and in a silent one, and where there is no room, in the other.
-    An excerpt with room in neither is left out. With ``strong``, weak firings are left out.
+    An excerpt with room in neither is left out, and so is one on which the latent does not exceed
+    ``threshold``: there are no marks there of which a label could be right.
     The same seed marks the same tokens whatever the label, so that labels can be compared.
     """
     examples = features.examples(latent, modality, set=side)
-    least = strong_from(features, latent, modality) if strong else 0.0
     silent = [one for one in examples if one.kind in SILENT]
-    firing = [one for one in examples if one.kind not in SILENT and one.peak >= max(least, 1e-12)]
+    firing = [one for one in examples if one.peak > threshold]
     rng = np.random.default_rng([seed, latent])
     asked = []
     for i, one in enumerate(firing):

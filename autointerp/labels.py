@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hooks.files import atomic_path, file_record, open_sealed, seal
 
 KIND = "labels"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LABELS = "labels.jsonl"
 REMEDY = "run `maira-sae label` to make it"
 
@@ -30,6 +30,11 @@ class Label(NamedTuple):
     """Of the examples shown."""
     reference: float
     """99th percentile where it fires most often, the unit of steering strength."""
+    threshold: float = 0.0
+    """Activation above which the label holds (:mod:`autointerp.operating`); 0: any firing."""
+    fit: float | None = None
+    """Balanced accuracy of the label above the threshold on the explaining patients, who chose it;
+    ``None`` where no threshold was chosen."""
 
 
 def write_labels(labels: Sequence[Label], out: Path) -> None:

@@ -11,18 +11,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from hooks.files import ConfigError, atomic_folder, file_record, open_sealed, seal
+from hooks.files import (
+    ConfigError,
+    FolderError,
+    atomic_folder,
+    file_record,
+    open_sealed,
+    seal,
+)
 from sae.intervals import patient_codes, patient_draws
 from sae.latent_scores import auroc
 
 KIND = "scores"
 FORMAT_VERSION = 1
 SCORERS = ("detection", "fuzzing", "embedding", "agreement", "localisation")
+REMEDY = "run `maira-sae score` to make it"
 DRAWS = 200
 
 
@@ -64,6 +72,15 @@ class Verdict:
     """``None`` where no readable answer came."""
     probability: float | None = None
     """Of yes, where the endpoint offers log-probabilities."""
+
+
+class Said(NamedTuple):
+    """The verdicts behind a score, in the order of its questions."""
+
+    latent: int
+    scorer: str
+    modality: str
+    verdicts: tuple[Verdict, ...]
 
 
 def judge(
@@ -146,16 +163,59 @@ def other_labels(labels: Mapping[int, str | None], seed: int = 0) -> dict[int, s
     return found
 
 
-def write_scores(scores: Sequence[Score], out: Path, **record: Any) -> None:
-    """The sealed folder ``out`` with ``scores.jsonl``."""
+def write_scores(
+    scores: Sequence[Score], out: Path, heard: Sequence[Said] = (), **record: Any
+) -> None:
+    """The sealed folder ``out`` with ``scores.jsonl``, and ``verdicts.jsonl`` where some are given.
+
+    The verdicts are written without their patients.
+    """
     with atomic_folder(out) as temporary:
-        path = temporary / "scores.jsonl"
-        path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in scores))
-        seal(temporary, KIND, FORMAT_VERSION, {path.name: file_record(path)}, **record)
+        tables = {"scores.jsonl": [asdict(one) for one in scores]}
+        if heard:
+            tables["verdicts.jsonl"] = [
+                {
+                    "latent": one.latent,
+                    "scorer": one.scorer,
+                    "modality": one.modality,
+                    "truth": [verdict.truth for verdict in one.verdicts],
+                    "answer": [verdict.answer for verdict in one.verdicts],
+                    "probability": [verdict.probability for verdict in one.verdicts],
+                }
+                for one in heard
+            ]
+        for name, rows in tables.items():
+            (temporary / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {name: file_record(temporary / name) for name in tables}
+        seal(temporary, KIND, FORMAT_VERSION, files, **record)
 
 
 def read_scores(folder: Path) -> list[Score]:
     """Scores of a finished folder."""
-    open_sealed(folder, KIND, FORMAT_VERSION, "run `maira-sae score` to make it")
+    open_sealed(folder, KIND, FORMAT_VERSION, REMEDY)
     lines = (folder / "scores.jsonl").read_text().splitlines()
     return [Score(**json.loads(line)) for line in lines]
+
+
+def read_verdicts(folder: Path) -> list[Said]:
+    """Verdicts of a finished folder; their patients are empty.
+
+    Raises
+    ------
+    FolderError
+        If the folder has none: detection and fuzzing leave some.
+    """
+    open_sealed(folder, KIND, FORMAT_VERSION, REMEDY)
+    path = folder / "verdicts.jsonl"
+    if not path.is_file():
+        raise FolderError(
+            f"{folder} has no verdicts.jsonl; run `maira-sae score` with detection or fuzzing into "
+            "a new folder"
+        )
+    found = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        columns = zip(row["truth"], row["answer"], row["probability"], strict=True)
+        verdicts = tuple(Verdict("", *column) for column in columns)
+        found.append(Said(row["latent"], row["scorer"], row["modality"], verdicts))
+    return found

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autointerp.detection import Question
-from autointerp.scores import Score, Verdict, judge, other_labels
+from autointerp.scores import Said, Score, Verdict, judge, other_labels
 
 QuestionsOf = Callable[[int, str], Sequence[Question]]
 """Questions about a latent by a label, such as :func:`autointerp.fuzzing.questions`."""
@@ -24,8 +24,11 @@ def score_labels(
     questions_of: QuestionsOf,
     modality: str = "report",
     seed: int = 0,
+    heard: list[Said] | None = None,
 ) -> list[Score]:
     """A score for every latent with its shuffled baseline; everything is asked together.
+
+    The verdicts on the labels themselves are added to ``heard``.
 
     No clear concept predicts nothing: it is taken to answer no to every question, which is chance,
     and nothing is sent.
@@ -43,7 +46,10 @@ def score_labels(
             silent = [Verdict(q.patient, q.truth, False) for q in questions_of(latent, "")]
             scores.append(judge(latent, scorer, modality, silent, seed))
             continue
-        score = judge(latent, scorer, modality, said[latent, "own"], seed)
+        own = said[latent, "own"]
+        score = judge(latent, scorer, modality, own, seed)
+        if heard is not None:
+            heard.append(Said(latent, scorer, modality, tuple(own)))
         if (latent, "other") in said:
             other = judge(latent, scorer, modality, said[latent, "other"], seed)
             score = replace(score, baseline=other.value)

@@ -1,8 +1,8 @@
 """Are the planted findings named? Labels of a demonstration's text latents.
 
 Of the latents whose label names a finding, the one of best balanced accuracy on the explaining
-patients is scored on the scoring patients, beside the labels of the other findings. The truth
-decides nothing but which finding a label names.
+patients (:attr:`autointerp.labels.Label.fit`) is scored on the scoring patients, beside the labels
+of the other findings. The truth decides nothing but which finding a label names.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from maira_sae.scripted_server import Script, serving
 from phantom.factors import LABELS
 from phantom.model import WEIGHTS
 
-CANDIDATES = 10
-"""Latents a finding is offered, by the explainer's confidence."""
 SIDES = {"left", "right"}
 PLACES = {"upper", "lower"}
+THINGS = {"effusion", "pacemaker", "endotracheal", "nasogastric", "nodule", "pneumothorax"}
+THINGS |= {"consolidation", "cardiomegaly"}
 CARDIOMEGALY = ({"cardiomegaly"}, {"heart", "enlarged"}, {"heart", "enlargement"})
 CARDIOMEGALY += ({"cardiac", "enlarged"},)
 
 
 def names(finding: str, label: str) -> bool:
-    """Whether a label names a finding, its side and zone included, and no other side or zone.
+    """Whether a label names a finding, its side and zone included, and no other thing or place.
 
     >>> names("effusion_left", "small left effusion"), names("effusion_left", "pleural effusion")
     (True, False)
@@ -42,7 +42,7 @@ def names(finding: str, label: str) -> bool:
     if finding == "cardiomegaly":
         return any(form <= words for form in CARDIOMEGALY)
     wanted = set(finding.split("_"))
-    return wanted <= words and not (words & (SIDES | PLACES)) - wanted
+    return wanted <= words and not (words & (SIDES | PLACES | THINGS)) - wanted
 
 
 def named_findings(
@@ -52,48 +52,53 @@ def named_findings(
     tokenizer: Any,
     side: str = "score",
 ) -> dict[str, dict[str, Any]]:
-    """A record for every finding that a label names, scored on the patients of ``side``."""
-    text = {one.latent: one.label for one in labels if one.label}
-    sure = {one.latent: one.confidence or 0.0 for one in labels}
-    offered = {
-        finding: sorted((n for n in text if names(finding, text[n])), key=lambda n: -sure[n])
-        for finding in LABELS
-    }
-    tried = {n for some in offered.values() for n in some[:CANDIDATES]}
+    """A record for every finding that a label names, scored on the patients of ``side``.
 
-    def judged(asked: Mapping[Any, tuple[int, str]], patients: str, strong: bool) -> Any:
-        held = {
-            key: questions(features, n, label, tokenizer, side=patients, strong=strong)
-            for key, (n, label) in asked.items()
+    ``balanced_accuracy`` counts the latent as on above the threshold that its label states, and as
+    off below; ``any_balanced_accuracy`` counts every firing as on.
+    """
+    text = {one.latent: one for one in labels if one.label}
+    offered = {f: [n for n in text if names(f, text[n].label or "")] for f in LABELS}
+    chosen = {f: max(some, key=lambda n: text[n].fit or 0.0) for f, some in offered.items() if some}
+    said_of = {f: text[n].label or "" for f, n in chosen.items()}
+    records: dict[str, Any] = {
+        f: {
+            **{"latent": n, "label": said_of[f], "threshold": text[n].threshold},
+            "threshold_share": text[n].threshold / largest(features, n),
+            "fit": text[n].fit,
         }
-        said = labeller.detect(held)
-        return {key: judge(asked[key][0], "detection", "report", v) for key, v in said.items()}
-
-    merit = judged({n: (n, text[n]) for n in tried}, "explain", False)
-    chosen = {
-        finding: max(some[:CANDIDATES], key=lambda n: merit[n].value or 0.0)
-        for finding, some in offered.items()
-        if some
+        for f, n in chosen.items()
     }
-    pairs = {(f, o): (n, text[chosen[o]]) for f, n in chosen.items() for o in chosen}
-    records: dict[str, Any] = {f: {"latent": n, "label": text[n]} for f, n in chosen.items()}
-    for prefix, strong in (("", False), ("strong_", True)):
-        scores = judged(pairs, side, strong)
-        for finding, n in chosen.items():
-            own = scores[finding, finding]
-            known = [
-                scores[finding, other].value
-                for other in chosen
-                if text[chosen[other]] != text[n] and scores[finding, other].value is not None
-            ]
-            records[finding] |= {
+    for prefix, stated in (("", True), ("any_", False)):
+        asked = {}
+        for f, n in chosen.items():
+            threshold = text[n].threshold if stated else 0.0
+            for other in chosen:
+                asked[f, other] = questions(
+                    *(features, n, said_of[other], tokenizer), side=side, threshold=threshold
+                )
+        answers = labeller.detect(asked)
+        scores = {
+            key: judge(chosen[key[0]], "detection", "report", said) for key, said in answers.items()
+        }
+        for f in chosen:
+            own = scores[f, f]
+            others = [scores[f, o].value for o in chosen if said_of[o] != said_of[f]]
+            known = [value for value in others if value is not None]
+            records[f] |= {
                 f"{prefix}balanced_accuracy": own.value,
                 f"{prefix}standard_error": own.standard_error,
                 f"{prefix}shuffled": sum(known) / len(known) if known else None,
                 f"{prefix}coverage": own.coverage,
                 f"{prefix}n": own.n,
+                f"{prefix}n_on": sum(question.truth for question in asked[f, f]),
             }
     return records
+
+
+def largest(features: Features, latent: int) -> float:
+    """A latent's largest activation on explaining patients."""
+    return max(one.peak for one in features.examples(latent, "report", "top", "explain"))
 
 
 def run(features: Path, ledger: Path, side: str) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def run(features: Path, ledger: Path, side: str) -> dict[str, Any]:
     with serving(Script(), reply) as server:
         client = Client(EndpointConfig(server.url, "scripted"), Ledger(ledger / "ledger.sqlite"))
         labeller = Llm(client, tokenizer)
-        config = LabelConfig(tuple(sorted(found.alive())))
+        config = LabelConfig(tuple(sorted(found.alive())), calibrate=True)
         labels = label_latents(found, labeller, config, ledger)
         findings = named_findings(found, labels, labeller, tokenizer, side)
     return {
@@ -119,7 +124,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{result['named']} of {result['of']} findings are named"]
     lines += [
         f"{name:<22} {one['latent']:>5}  {_shown(one['balanced_accuracy'])} (other labels "
-        f"{_shown(one['shuffled'])}), strong firings {_shown(one['strong_balanced_accuracy'])}  "
+        f"{_shown(one['shuffled'])}) above {one['threshold_share']:.2f} of the maximum, any firing "
+        f"{_shown(one['any_balanced_accuracy'])}  "
         f"{one['label']}"
         for name, one in result["findings"].items()
     ]

@@ -1,10 +1,14 @@
 """Where a latent fires on films, against masks or boxes of what is there.
 
-Scores are means over films, with standard errors by patient, beside two baselines that look at no
-film: the mean mask of other patients (what the place alone tells: the centre prior), and the map of
-another film (what the latent's habit tells: the permutation), any film's or only of one with
-something to find, which is the harder. The threshold of the IoU is chosen on
-other patients than those it is measured on.
+Scores are means over films, with standard errors by patient, beside four baselines, weakest
+first. *Permuted*: the film's own map with its patches dealt anew, which keeps how much the latent
+fires and loses where; its pixel AUROC is 0.5 but for the draw, whatever the map. *Other film*: the
+map of another patient's film, which knows the latent's habit. *Same*: that of a film with something
+to find too. *Prior*: the mean mask of other patients, which knows the place alone. A thing that is
+always at one place overlaps itself from film to film: there the last two come near the map itself,
+and pixel AUROC tells little. What is left then is the map *above its habit*: minus the latent's
+mean map over the other side's films, beside another film's treated likewise. The threshold of the
+IoU is chosen on other patients than those it is measured on.
 
 Letters: S films, h·w patches, H·W pixels, H and W multiples of h and w.
 """
@@ -16,12 +20,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from hooks.files import ConfigError
-from sae.latent_scores import auroc
 
+PERMUTATIONS = 20
+"""Of each film's patches; scores are means over them."""
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))
 """Shares of a map's scale that are tried."""
 
@@ -46,21 +50,30 @@ class Localisation:
     pixel_auroc: Mean
     """Area under the ROC curve over the film's pixels, each with its patch's value."""
     pixel_auroc_permuted: Mean
+    """The same of the film's own map with its patches permuted, :data:`PERMUTATIONS` times."""
+    pixel_auroc_other_film: Mean
     """The same of the map of another patient's film, whatever it shows."""
     pixel_auroc_same: Mean
     """The same of the map of another patient's film that has something to find too: a thing that is
     always at one place is known to it."""
     pixel_auroc_prior: Mean
     """The same of the mean mask of the other side's patients."""
+    pixel_auroc_above: Mean
+    """Of the map minus the latent's mean map over the other side's films: what it shows here, and
+    not on every film."""
+    pixel_auroc_above_other_film: Mean
+    """The same of the map of another patient's film, minus the mean map."""
     pointing: Mean
     """The pointing game (Zhang et al. 2016, arXiv 1608.00507): 1 where the highest patch meets the
     mask, else 0; the mean over patches that are equally high."""
     pointing_permuted: Mean
+    pointing_other_film: Mean
     pointing_same: Mean
     pointing_prior: Mean
     iou: Mean
     """Of the mask and the patches above the threshold that is best on the other side."""
     iou_permuted: Mean
+    iou_other_film: Mean
     iou_same: Mean
     iou_prior: Mean
     """Of the mask and the prior, at the threshold best for it."""
@@ -100,7 +113,7 @@ def localise(
         masks: where the thing is.
         patients: whose film it is.
         heldout: films that are scored; no patient is on both sides.
-        seed: of the permutation.
+        seed: of the permutations and of the other films.
 
     Raises:
         ConfigError: shapes do not fit, a value is not finite, a patient is on both sides, or a side
@@ -119,31 +132,42 @@ def localise(
     prior = _shares(masks[other], maps.shape[1:]).mean(0)
     rng = np.random.default_rng(seed)
     pool = np.flatnonzero(heldout)
+    own = maps[scored]
+    others = maps[pool[_partners(names[scored], names[pool], rng)]]
     shown = {
-        "": maps[scored],
-        "_permuted": maps[pool[_partners(names[scored], names[pool], rng)]],
-        "_same": maps[scored[_partners(names[scored], names[scored], rng)]],
-        "_prior": np.broadcast_to(prior, (len(scored), *prior.shape)),
+        "": own[None],
+        "_permuted": _permuted(own, rng),
+        "_other_film": others[None],
+        "_same": maps[scored[_partners(names[scored], names[scored], rng)]][None],
+        "_prior": np.broadcast_to(prior, (1, *own.shape)),
     }
-    threshold = _threshold(maps[other], masks[other])
+    covered, covered_other = (
+        _shares(masks[scored], own.shape[1:]),
+        _shares(masks[other], own.shape[1:]),
+    )
+    threshold = _threshold(maps[other], covered_other)
     own_prior = np.broadcast_to(prior, (len(other), *prior.shape))
-    limits = {"": threshold, "_permuted": threshold, "_same": threshold}
-    limits["_prior"] = _threshold(own_prior, masks[other])
+    limits = dict.fromkeys(shown, threshold)
+    limits["_prior"] = _threshold(own_prior, covered_other)
     owners = names[scored]
+    # A patient who is alone has no other's map: what cannot be measured is NaN, not 0.
+    alone = {"_other_film": names[heldout], "_same": owners, "_above_other_film": names[heldout]}
+
+    def mean(suffix: str, values: np.ndarray) -> Mean:
+        if len(set(alone.get(suffix, (0, 1)))) == 1:
+            return Mean(float("nan"), float("nan"))
+        return clustered_mean(values, owners)
+
     found: dict[str, Mean] = {}
-    for suffix, grids in shown.items():
-        truth = masks[scored]
-        pairs = list(zip(grids, truth, strict=True))
-        areas = np.array([_pixel_auroc(*pair) for pair in pairs])
-        points = np.array([_points(*pair) for pair in pairs])
-        overlaps = _ious(grids, truth, limits[suffix])
-        # A patient who is alone has no other's map: what cannot be measured is NaN, not 0.
-        drawn_from = {"_permuted": names[heldout], "_same": owners}.get(suffix)
-        missing = drawn_from is not None and len(set(drawn_from)) == 1
-        for name, values in (("pixel_auroc", areas), ("pointing", points), ("iou", overlaps)):
-            found[name + suffix] = (
-                Mean(float("nan"), float("nan")) if missing else clustered_mean(values, owners)
-            )
+    for suffix, draws in shown.items():
+        for name, score in (("pixel_auroc", _pixel_aurocs), ("pointing", _points)):
+            scores = np.mean([score(grids, covered) for grids in draws], axis=0)
+            found[name + suffix] = mean(suffix, scores)
+        overlaps = np.mean([_ious(grids, covered, limits[suffix]) for grids in draws], axis=0)
+        found["iou" + suffix] = mean(suffix, overlaps)
+    habit = maps[~heldout].mean(0)
+    for suffix, grids in (("_above", own - habit), ("_above_other_film", others - habit)):
+        found["pixel_auroc" + suffix] = mean(suffix, _pixel_aurocs(grids, covered))
     return Localisation(
         n=len(scored),
         n_patients=len(set(owners)),
@@ -209,33 +233,46 @@ def _shares(masks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return masks.reshape(n, h, high // h, w, wide // w).mean((2, 4))
 
 
-def _pixel_auroc(grid: np.ndarray, mask: np.ndarray) -> float:
-    """Area under the ROC curve of one film's pixels."""
-    high, wide = (big // small for big, small in zip(mask.shape, grid.shape, strict=True))
-    pixels = np.repeat(np.repeat(grid, high, 0), wide, 1).reshape(-1, 1)
-    truth = torch.from_numpy(np.ascontiguousarray(mask.reshape(-1)))
-    return float(auroc(torch.from_numpy(np.ascontiguousarray(pixels)), truth)[0])
+def _permuted(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each map's patches dealt anew, ``[PERMUTATIONS, S, h, w]``."""
+    flat = np.broadcast_to(maps.reshape(len(maps), -1), (PERMUTATIONS, len(maps), maps[0].size))
+    return rng.permuted(flat, axis=2).reshape(PERMUTATIONS, *maps.shape)
 
 
-def _points(grid: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the highest patches that meet the mask."""
-    meets = _shares(mask[None], grid.shape)[0] > 0
-    return float(np.mean(meets, where=grid == grid.max()))
+def _pixel_aurocs(grids: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Of each film: area under the ROC curve over its pixels, from the share of each patch covered.
+
+    All pixels of a patch have one value, so it counts with its share as found and with the rest as
+    not found, to the same area as pixel by pixel; ties count one half.
+    """
+    areas = []
+    for grid, share in zip(grids, covered, strict=True):
+        _, level = np.unique(grid, return_inverse=True)
+        inside = np.bincount(level.ravel(), share.ravel())
+        outside = np.bincount(level.ravel(), 1 - share.ravel())
+        wins = inside * (np.cumsum(outside) - outside / 2)
+        areas.append(wins.sum() / (inside.sum() * outside.sum()))
+    return np.array(areas)
 
 
-def _ious(maps: np.ndarray, masks: np.ndarray, threshold: float) -> np.ndarray:
+def _points(grids: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Of each film: share of the highest patches that meet the mask."""
+    highest = grids == grids.max((1, 2), keepdims=True)
+    return (highest & (covered > 0)).sum((1, 2)) / highest.sum((1, 2))
+
+
+def _ious(maps: np.ndarray, covered: np.ndarray, threshold: float) -> np.ndarray:
     """Of each film: patches above the threshold against the mask, over its pixels."""
-    covered = _shares(masks, maps.shape[1:])
     marked = maps > threshold
     inside = (covered * marked).sum((1, 2))
     return inside / (covered.sum((1, 2)) + marked.sum((1, 2)) - inside)
 
 
-def _threshold(maps: np.ndarray, masks: np.ndarray) -> float:
+def _threshold(maps: np.ndarray, covered: np.ndarray) -> float:
     """The value of best mean IoU among shares of the maps' 99th percentile where they are > 0."""
     fired = maps[maps > 0]
     if not len(fired):
         return 0.0
     scale = float(np.quantile(fired, 0.99))
     tried = [0.0, *(share * scale for share in THRESHOLDS)]
-    return max(tried, key=lambda value: float(_ious(maps, masks, value).mean()))
+    return max(tried, key=lambda value: float(_ious(maps, covered, value).mean()))

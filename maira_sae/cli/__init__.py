@@ -22,6 +22,7 @@ from maira_sae.cli import (  # noqa: F401  # each adds its subcommands
     collect,
     dashboard,
     dictionaries,
+    export,
     finding,
     folders,
     harvest,

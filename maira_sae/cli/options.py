@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hooks.study_list import StudyList
 
 N = TypeVar("N", int, float)
+LANGUAGE_MODEL = "Language model"
+"""Heading in help of the options about whom to ask."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -37,10 +39,19 @@ BoxOption = Annotated[
 ]
 Endpoint = Annotated[
     str | None,
-    typer.Option(help="Base URL of an OpenAI-compatible server; without it, word statistics."),
+    typer.Option(
+        help="Base URL of an OpenAI-compatible server; without it, word statistics.",
+        rich_help_panel=LANGUAGE_MODEL,
+    ),
 ]
-Llm = Annotated[str | None, typer.Option(help="Model name at the endpoint.")]
-AllowRemote = Annotated[str | None, typer.Option(help="Host that report text may be sent to.")]
+Llm = Annotated[
+    str | None,
+    typer.Option(help="Model name at the endpoint.", rich_help_panel=LANGUAGE_MODEL),
+]
+AllowRemote = Annotated[
+    str | None,
+    typer.Option(help="Host that report text may be sent to.", rich_help_panel=LANGUAGE_MODEL),
+]
 LabelsFolder = Annotated[
     Path | None, typer.Option("--labels", help="Labels folder: latents are shown by their names.")
 ]

@@ -22,7 +22,7 @@ from autointerp import (
     read_scores,
     write_scores,
 )
-from autointerp.labelling import announce
+from autointerp.labelling import Sources
 from hooks.files import ConfigError, EndpointError, FolderError
 from hooks.harvest import HarvestConfig, harvest
 from maira_sae.scripted_server import Script, serving
@@ -82,11 +82,11 @@ def answer(body):
     return "Yes" if "effusion" in concept and "effusion" in excerpt else "No"
 
 
-def labeller(server, processor, folder, **limits):
+def labeller(server, processor, folder, say=None, **limits):
     prices = {"price_in": 1.0, "price_out": 1.0}
     endpoint = EndpointConfig(server.url, "scripted", limits=Limits(**prices, **limits))
     folder.mkdir(parents=True, exist_ok=True)
-    return Llm(Client(endpoint, Ledger(folder / "ledger.sqlite")), processor.tokenizer)
+    return Llm(Client(endpoint, Ledger(folder / "ledger.sqlite")), processor.tokenizer, say)
 
 
 CONFIG = LabelConfig((0, 1, 2))
@@ -104,13 +104,14 @@ def test_labels_with_score_and_baseline(features, processor, tmp_path):
         assert silent.label is None and silent.confidence is None
         assert read_labels(out) == labels
         named = [*labels, dense._replace(label="heart size")]
-        (score, other) = detection_scores(features, named, who, processor.tokenizer)
+        (score, third, other) = detection_scores(features, named, who, processor.tokenizer)
         before = server.asked.total()
         assert label_latents(features, who, CONFIG, out) == labels
         assert server.asked.total() == before
     assert (score.value, score.baseline, score.coverage) == (1.0, 0.5, 1.0)
     assert score.n >= 8 and score.n_patients >= 4
     assert other.latent == 1 and other.value is None  # it is silent nowhere
+    assert third.latent == 2 and third.value is None  # it fires nowhere
     write_scores([score, other], tmp_path / "scores")
     assert read_scores(tmp_path / "scores") == [score, other]
     with pytest.raises(FolderError, match="holds other labels"):
@@ -123,7 +124,14 @@ def test_an_explainer_that_always_says_none_names_nothing(features, processor, t
         who = labeller(server, processor, tmp_path)
         labels = label_latents(features, who, CONFIG, tmp_path / "labels")
         assert [one.label for one in labels] == [None] * 3
-        assert detection_scores(features, labels, who, processor.tokenizer) == []
+        before = server.asked.total()
+        scores = detection_scores(features, labels, who, processor.tokenizer)
+        assert server.asked.total() == before
+    # Latent 1 is dense and was never asked about; latent 2 never fires, so nothing is known of it.
+    assert [(one.latent, one.value, one.auroc) for one in scores] == [
+        (0, 0.5, 0.5),
+        (2, None, None),
+    ]
 
 
 def test_a_label_that_is_wrong_on_purpose_scores_at_chance(features, processor, tmp_path):
@@ -138,7 +146,7 @@ def test_word_statistics_need_no_endpoint(features, processor, tmp_path):
     who = Words(processor.tokenizer)
     labels = label_latents(features, who, CONFIG, tmp_path / "labels")
     assert "effusion" in labels[0].label and labels[0].model == "statistics"
-    (score,) = detection_scores(features, labels, who, processor.tokenizer)
+    (score, _) = detection_scores(features, labels, who, processor.tokenizer)
     assert score.value == 1.0
 
 
@@ -148,7 +156,7 @@ def test_the_explainer_never_sees_a_scored_patient(features, processor, tmp_path
     assert explained and scored and not explained & scored
     with serving(Script(), answer) as server:
         who = labeller(server, processor, tmp_path)
-        request = who.requests(features, CONFIG, {})[0]
+        request = who.requests(features, CONFIG, Sources())[0]
         assert request.messages[-1]["content"].count("<<effusion") >= 5
         labels = label_latents(features, who, CONFIG, tmp_path / "labels")
         detection_scores(features, labels, who, processor.tokenizer)
@@ -163,12 +171,12 @@ def test_labels_are_paid_once_and_stop_at_a_budget(features, processor, tmp_path
         with pytest.raises(EndpointError, match="max_requests") as caught:
             detection_scores(features, labels, few, processor.tokenizer)
         assert caught.value.resumable
-        (score,) = detection_scores(features, labels, who, processor.tokenizer)
-        assert score.value == 1.0 and server.counts["repeated"] == 0
-        announce(who, features, CONFIG, (), said.append)
-        assert said == ["explain: 0 requests (1 more are kept)"] or "0 requests (1" in said[0]
+        scores = detection_scores(features, labels, who, processor.tokenizer)
+        assert scores[0].value == 1.0 and server.counts["repeated"] == 0
+        labeller(server, processor, out, said.append).explain(features, CONFIG, Sources())
+        assert len(said) == 1 and said[0].startswith("explain: 0 requests (1 more are kept)")
         before = server.asked.total()
-        assert detection_scores(features, labels, who, processor.tokenizer) == [score]
+        assert detection_scores(features, labels, who, processor.tokenizer) == scores
         assert server.asked.total() == before
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from autointerp.client import Client, EndpointConfig, Ledger, Limits
 from autointerp.features import Example, Stats
-from autointerp.labelling import LabelConfig, Llm
+from autointerp.labelling import LabelConfig, Llm, Sources
 from autointerp.vision import VisionConfig, explain_by_films, vision_request
 from hooks.files import ConfigError, EndpointError
 from hooks.studies import Study
@@ -173,7 +173,7 @@ def test_image_latents_are_explained_by_reports(tmp_path, studies):
     config = LabelConfig((0,), "reports", "frontal")
     with serving(Script(), words_reply) as server:
         labeller = Llm(client_of(server, tmp_path), None)
-        told = labeller.explain(Known(), config, studies)
-        assert labeller.explain(Known(dense=True), config, studies) == {0: None}
+        told = labeller.explain(Known(), config, Sources(studies))
+        assert labeller.explain(Known(dense=True), config, Sources(studies)) == {0: None}
         assert server.asked.total() == 1
     assert told[0].label == "left nodule seen"

@@ -18,7 +18,8 @@ from maira_sae.cli import main
 from sae import MatryoshkaSAE, measure
 
 SITE = "llm.1.resid_post"
-COMMANDS = ("demo", "harvest", "train", "eval", "label", "steer", "convert", "studies", "verify")
+COMMANDS = ("demo", "harvest", "train", "eval", "label", "score", "export", "steer", "convert")
+COMMANDS += ("studies", "verify")
 
 
 class Result(NamedTuple):
@@ -328,11 +329,14 @@ def test_endpoint_down_or_remote(pipeline, tmp_path):
     here = ("--endpoint", "http://127.0.0.1:9/v1")
     refused(run(*args, "--latents", "a,b", *here), "write numbers")
     refused(run(*args, "--latents", "1", "--top", 3, *here), "give one of the two")
-    refused(run("label", features, "--out", tmp_path / "l", "--max-cost", 1), "are for --endpoint")
+    refused(
+        run("label", features, "--out", tmp_path / "l", "--max-cost", 1),
+        "--max-cost is for --endpoint",
+    )
     labels = last_json(run("label", features, "--out", tmp_path / "words", "--json"))
     scores = ("score", features, tmp_path / "words", "--out", tmp_path / "scores", "--json")
     assert len(last_json(run(*scores))["scores"]) <= labels["named"]
-    assert last_json(run("verify", tmp_path / "scores", "--json")) == {"files": 1}
+    assert last_json(run("verify", tmp_path / "scores", "--json")) == {"files": 2}
 
 
 def test_convert(pipeline, tmp_path):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autointerp import delphi_results
+from autointerp.scores import Said, Verdict
 from sae import MatryoshkaSAE, SAEConfig, convert
 
 ROOT = Path(__file__).parents[2]
@@ -145,3 +147,20 @@ def test_they_read_what_we_write(answered, case):
         ]
         config = json.loads(path.read_text())
         assert kind in (config.get("architecture"), config.get("trainer", {}).get("dict_class"))
+
+
+def test_delphi_loads_our_results_and_we_load_its(tmp_path):
+    verdicts = [Verdict("a", True, True, 0.9), Verdict("b", False, False, 0.2)]
+    verdicts += [Verdict("c", True, False, 0.4), Verdict("d", False, None)]
+    said = [Said(3, name, "report", tuple(verdicts)) for name in ("detection", "fuzzing")]
+    delphi_results.write_scores(said, tmp_path / "ours/scores", "layers.1", {})
+    delphi_results.write_explanations({3: "a tube"}, tmp_path / "ours/explanations", "layers.1")
+    answer = json.loads((peers("delphi", tmp_path) / "answer.json").read_text())
+    if answer is None:
+        pytest.skip("no delphi in the peers' environment; `make interop` builds it anew")
+    assert answer == {"explanation": "a tube", "accuracy": {"detection": 0.75, "fuzz": 0.75}}
+    theirs = tmp_path / "theirs"
+    found = delphi_results.read_explanations(theirs / "explanations", "layers.1")
+    assert found.texts == {3: "left effusion"}
+    (score,) = delphi_results.read_scores(theirs / "scores", "layers.1")
+    assert (score.value, score.auroc, score.n, score.coverage) == (0.75, 1.0, 3, 0.75)
