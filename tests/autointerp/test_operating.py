@@ -52,6 +52,9 @@ class Graded:
     def dense(self, latent):
         return False
 
+    def stats(self, latent):
+        return {}
+
     def reference(self, latent):
         return 10.0
 
