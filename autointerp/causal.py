@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from autointerp.client import Client, Request
+from autointerp.client import Request
 from autointerp.explainers import MAX_TOKENS, Explanation, grouped
-from autointerp.explaining import Explained, explain
 from autointerp.statistics import MAX_WORDS, words_of
 
 WriteReport = Callable[[int], str]
@@ -46,20 +45,6 @@ def causal_request(steered: str, unsteered: str) -> Request | None:
         return None
     on, off = " ".join(steered.split()), " ".join(unsteered.split())
     return Request(grouped(CAUSAL, [on], [off]), MAX_TOKENS, Explanation)
-
-
-def explain_by_steering(client: Client, steered: Mapping[int, str], unsteered: str) -> Explained:
-    """Explain latents by the reports that they bring about; those that change nothing are unasked.
-
-    Parameters
-    ----------
-    steered
-        By latent (:func:`steered_reports`).
-    unsteered
-        The report of the same blank film without any edit.
-    """
-    requests = {latent: causal_request(report, unsteered) for latent, report in steered.items()}
-    return explain(client, requests, "explain by steering")
 
 
 def steering_words(steered: Mapping[int, str], unsteered: str) -> dict[int, str | None]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from autointerp.client import Client, Request
+from autointerp.client import Request
 from autointerp.evidence import film_evidence, side_by_side
 from autointerp.explainers import FIRES, MAX_TOKENS, SILENT_HEAD, Explanation, shown
-from autointerp.explaining import Explained, explain, film_of
+from autointerp.explaining import film_of
 from autointerp.features import IMAGES, SILENT, Example, Features
 from hooks.files import ConfigError
 from hooks.studies import Study
@@ -93,26 +93,6 @@ def vision_request(
     parts.append(_text(SILENT_HEAD))
     parts += [_picture(one, studies, size, maximum, config.height) for one in off]
     return Request([{"role": "user", "content": parts}], MAX_TOKENS, Explanation)
-
-
-def explain_by_films(
-    client: Client,
-    features: Features,
-    latents: Sequence[int],
-    studies: Mapping[str, Study],
-    size: int,
-    config: VisionConfig | None = None,
-) -> Explained:
-    """Explain image latents by their films.
-
-    Raises
-    ------
-    EndpointError
-        If the endpoint is another machine that the client's configuration does not name for
-        images; nothing was sent then.
-    """
-    requests = {n: vision_request(features, n, studies, size, config=config) for n in latents}
-    return explain(client, requests, "explain by films")
 
 
 def data_url(image: Image.Image) -> str:

@@ -19,7 +19,27 @@ from hooks.studies import Skipped, SplitCheck, Study, refuse_leaks
 T = TypeVar("T")
 
 
-class Spool(Sequence[T], Generic[T]):
+class _Records(Sequence[T], Generic[T]):
+    """A sequence by its length and one record at a time."""
+
+    def _record(self, place: int) -> T:
+        """Of ``0 … len - 1``."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._record(i) for i in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._record(place)
+
+
+class Spool(_Records[T], Generic[T]):
     """Records in a temporary file without a name: 8 bytes of memory each, whatever their size.
 
     Threads and forked processes may read at the same time, once all is written.
@@ -53,16 +73,7 @@ class Spool(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+    def _record(self, place: int) -> T:
         start, stop = self._starts[place], self._starts[place + 1]
         return self._read(os.pread(self._file.fileno(), stop - start, start).decode())
 
@@ -106,7 +117,7 @@ class StudyList(Spool[Study]):
             raise StudyError(f"{where} has no study that can be read; {why}")
 
 
-class Chosen(Sequence[T], Generic[T]):
+class Chosen(_Records[T], Generic[T]):
     """Some of a sequence's records, in the order of their ``places``."""
 
     def __init__(self, records: Sequence[T], places: np.ndarray) -> None:
@@ -115,14 +126,8 @@ class Chosen(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self._records[place] for place in self._places[index].tolist()]
-        return self._records[int(self._places[index])]
+    def _record(self, place: int) -> T:
+        return self._records[int(self._places[place])]
 
 
 def _written(study: Study) -> str:
@@ -150,7 +155,7 @@ def sha256_of_list(items: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-class Mapped(Sequence[T], Generic[T]):
+class Mapped(_Records[T], Generic[T]):
     """Records made from others when they are asked for."""
 
     def __init__(self, records: Sequence[Study], make: Callable[[Study], T]) -> None:
@@ -159,11 +164,5 @@ class Mapped(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self._records)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self._make(study) for study in self._records[index]]
-        return self._make(self._records[index])
+    def _record(self, place: int) -> T:
+        return self._make(self._records[place])

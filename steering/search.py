@@ -39,8 +39,6 @@ from steering.weights import film_weights
 KIND = "index"
 FORMAT_VERSION = 2
 REMEDY = "run `maira-sae index` to make it"
-LEAST_SHARE = 0.08
-"""Share of the rows in which a latent fires, to count in a likeness."""
 SHARED = 3
 """Latents that are named for a likeness."""
 _FILES = ("config.json", "rows.json", "index.safetensors")
@@ -232,19 +230,17 @@ def _strongest(
 def similarity(
     values: Float[torch.Tensor, "R F"],
     query: Float[torch.Tensor, " F"],
-    least_share: float = LEAST_SHARE,
 ) -> Float[torch.Tensor, " R"]:
     """Cosine of latents, each with its weight (:func:`steering.weights.film_weights`)."""
-    return _parts(values, query, least_share).sum(1)
+    return _parts(values, query).sum(1)
 
 
 def _parts(
     values: Float[torch.Tensor, "R F"],
     query: Float[torch.Tensor, " F"],
-    least_share: float = LEAST_SHARE,
 ) -> Float[torch.Tensor, "R F"]:
     """What each latent adds to the likeness."""
-    weight = film_weights(values, least_share)
+    weight = film_weights(values)
     a, b = values * weight, torch.minimum(query, values.amax(0)) * weight
     return a * b / (a.norm(dim=1, keepdim=True) * b.norm()).clamp_min(1e-12)
 

@@ -103,6 +103,12 @@ def label(
 
     found = Features.open(features)
     if made is not None:
+        given = (latents, top, calibrate or None, asking.endpoint_config())
+        if any(one is not None for one in given):
+            raise MairaSaeError(
+                "--from takes labels as they are; leave --latents, --top, --calibrate and "
+                "--endpoint out"
+            )
         _take(found, made, out, modality, hookpoint, columns, as_json)
         return
     if latents is not None and top is not None:
@@ -359,7 +365,11 @@ def _of_labels(
         return detection_scores(found, names, who, tokenizer, studies=known, heard=heard)
     if scorer == "fuzzing":
         return fuzzing_scores(found, names, who, tokenizer, heard=heard)
-    of_text = {one.latent: one.label for one in names if one.modality == "report"}
+    of_text = {
+        one.latent: one.label
+        for one in names
+        if one.modality == "report" and not found.dense(one.latent)
+    }
     return embedding_scores(found, of_text, tokenizer, MiniLM())
 
 

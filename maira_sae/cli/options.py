@@ -122,13 +122,15 @@ def study_of(folder: Path, study: str) -> Any:
     """One study of a folder."""
     from hooks.files import StudyError, nearest
 
-    records = {record.id: record for record in load_studies(folder)}
-    if study not in records:
-        raise StudyError(
-            f"{folder} has no study {study!r}{nearest(study, records)}; choose one of its "
-            f"{len(records)}, such as {next(iter(records), '')!r}"
-        )
-    return records[study]
+    ids = []
+    for record in load_studies(folder):
+        if record.id == study:
+            return record
+        ids.append(record.id)
+    raise StudyError(
+        f"{folder} has no study {study!r}{nearest(study, ids)}; choose one of its {len(ids)}, such "
+        f"as {ids[0]!r}"
+    )
 
 
 def positions(

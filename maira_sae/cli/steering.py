@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hooks.files import EndpointError, MairaSaeError, StudyError, nearest
+from hooks.files import EndpointError, MairaSaeError
 from maira_sae.cli.app import app
 from maira_sae.cli.options import (
     ActivationsFolder,
@@ -30,6 +30,7 @@ from maira_sae.cli.options import (
     names_of,
     numbers,
     positions,
+    study_of,
     warned,
 )
 
@@ -111,13 +112,8 @@ def steer(
     if studies_n is not None and not words:
         raise MairaSaeError("--target names no word; a sweep needs it to tell side effects apart")
     places = positions(where, view, box, sections, sentences, window)
-    records = {record.id: record for record in load_studies(studies)}
-    if study is not None and study not in records:
-        raise StudyError(
-            f"{studies} has no study {study!r}{nearest(study, records)}; choose one of its "
-            f"{len(records)}, such as {next(iter(records), '')!r}"
-        )
-    chosen = [records[study]] if study is not None else list(records.values())[:studies_n]
+    one = study is not None
+    chosen = [study_of(studies, study)] if one else load_studies(studies)[:studies_n]
     sae, folder = MatryoshkaSAE.from_pretrained(sae_folder), ActivationFolder(activations)
     names = names_of(labels, sae.config.site)
     reference = measure_references(sae, folder, [latent]).of(latent)

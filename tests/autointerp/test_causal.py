@@ -4,12 +4,12 @@ import json
 
 from autointerp.causal import (
     causal_request,
-    explain_by_steering,
     new_sentences,
     steered_reports,
     steering_words,
 )
 from autointerp.client import Client, EndpointConfig, Ledger
+from autointerp.explaining import explain
 from autointerp.statistics import words_of
 from maira_sae.scripted_server import Script, serving
 
@@ -32,7 +32,8 @@ def difference(body):
 def ask(folder, answer):
     with serving(Script(), answer) as server:
         client = Client(EndpointConfig(server.url, "scripted"), Ledger(folder / "ledger.sqlite"))
-        told = explain_by_steering(client, steered_reports(write_report, [3, 5, 7]), PLAIN)
+        steered = steered_reports(write_report, [3, 5, 7])
+        told = explain(client, {n: causal_request(one, PLAIN) for n, one in steered.items()})
         return told, server.asked.total()
 
 

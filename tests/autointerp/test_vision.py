@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from autointerp.client import Client, EndpointConfig, Ledger, Limits
+from autointerp.explaining import explain
 from autointerp.features import Example, Stats
 from autointerp.labelling import LabelConfig, Llm, Sources
-from autointerp.vision import VisionConfig, explain_by_films, vision_request
+from autointerp.vision import VisionConfig, vision_request
 from hooks.files import ConfigError, EndpointError
 from hooks.studies import Study
 from maira_sae.scripted_labeller import reply as words_reply
@@ -31,6 +32,11 @@ def studies(tmp_path):
         report = "left nodule seen ." if i % 2 else "heart size is normal ."
         made[f"s{i}"] = Study(id=f"s{i}", frontal=path, report=report)
     return made
+
+
+def by_films(client, features, latents, studies, size, config=None):
+    asked = {n: vision_request(features, n, studies, size, config=config) for n in latents}
+    return explain(client, asked)
 
 
 class Known:
@@ -102,8 +108,8 @@ def test_films_arrive_plain_and_coloured_and_the_place_is_read_off(tmp_path, stu
     config = VisionConfig(n_on=5, n_off=3, height=64)
     with serving(Script(), look) as server:
         client = client_of(server, tmp_path)
-        told = explain_by_films(client, Known(), [0, 1], studies, SIZE, config)
-        again = explain_by_films(client, Known(), [0, 1], studies, SIZE, config)
+        told = by_films(client, Known(), [0, 1], studies, SIZE, config)
+        again = by_films(client, Known(), [0, 1], studies, SIZE, config)
         assert server.asked.total() == 1 and again == told
         on, off = pictures(server.bodies[0])
     assert told.found[0].label == "upper right" and told.unasked == (1,) and told.missing == ()
@@ -122,13 +128,13 @@ def test_no_clear_concept_and_an_unreadable_reply_are_told_apart(tmp_path, studi
     for name, answer in (("none", none), ("lost", "I see a film.")):
         with serving(Script(), lambda body, answer=answer: answer) as server:
             client = client_of(server, tmp_path / name)
-            told = explain_by_films(client, Known(), [0], studies, SIZE)
+            told = by_films(client, Known(), [0], studies, SIZE)
         assert (told.found[0].label is None) if name == "none" else told.missing == (0,)
 
 
 def test_an_endpoint_without_schemas_is_told_in_words_beside_the_films(tmp_path, studies):
     with serving(Script(schemas=False), look) as server:
-        told = explain_by_films(client_of(server, tmp_path), Known(), [0], studies, SIZE)
+        told = by_films(client_of(server, tmp_path), Known(), [0], studies, SIZE)
         last = server.bodies[-1]["messages"][0]["content"][-1]
     assert told.found[0].label == "upper right"
     assert last["type"] == "text" and "JSON object of this schema" in last["text"]
