@@ -6,15 +6,9 @@ from autointerp.client import Client, EndpointConfig, Ledger, Reply, Request
 from autointerp.collect import CollectConfig, collect
 from autointerp.delphi import DelphiConfig, write_delphi_cache
 from autointerp.features import Example, Features, Stats
-from autointerp.labelling import (
-    LabelConfig,
-    Labeller,
-    Llm,
-    Words,
-    detection_scores,
-    label_latents,
-    labeller_of,
-)
+from autointerp.label_config import LabelConfig
+from autointerp.labellers import Labeller, Llm, Words, labeller_of
+from autointerp.labelling import detection_scores, label_latents
 from autointerp.labels import Label, read_labels
 from autointerp.limits import Estimate, Limits
 from autointerp.redact import redact

@@ -21,7 +21,7 @@ class Label(NamedTuple):
     latent: int
     label: str | None
     explainer: str
-    """What the explainer saw, see :data:`autointerp.labelling.EXPLAINERS`."""
+    """What the explainer saw, see :data:`autointerp.label_config.Explainer`."""
     model: str
     """Name at the endpoint; ``statistics`` where none was asked."""
     confidence: float | None

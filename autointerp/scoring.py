@@ -14,7 +14,7 @@ QuestionsOf = Callable[[int, str], Sequence[Question]]
 
 
 Answers = Callable[[Mapping[Any, Sequence[Question]]], Mapping[Any, Sequence[Verdict]]]
-"""Who answers: verdicts by key, such as :meth:`autointerp.labelling.Labeller.detect`."""
+"""Who answers: verdicts by key, such as :meth:`autointerp.labellers.Labeller.detect`."""
 
 
 def score_labels(

@@ -14,7 +14,9 @@ from typing import Any
 from autointerp.client import Client, EndpointConfig, Ledger
 from autointerp.detection import questions
 from autointerp.features import Features
-from autointerp.labelling import LabelConfig, Labeller, Llm, label_latents
+from autointerp.label_config import LabelConfig
+from autointerp.labellers import Labeller, Llm
+from autointerp.labelling import label_latents
 from autointerp.labels import Label
 from autointerp.scores import judge
 from autointerp.statistics import words_of

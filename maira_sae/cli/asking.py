@@ -16,8 +16,8 @@ from maira_sae.cli.options import LANGUAGE_MODEL, AllowRemote, Endpoint, Llm, en
 
 if TYPE_CHECKING:
     from autointerp import BatchConfig, EndpointConfig
-    from autointerp.labelling import Llm as LlmLabeller
-    from autointerp.labelling import Words
+    from autointerp.labellers import Llm as LlmLabeller
+    from autointerp.labellers import Words
 
 
 def _option(help: str, *names: str) -> Any:

@@ -17,7 +17,7 @@ from maira_sae.cli.options import Dtype, Json, device_map, finish, load_studies,
 
 if TYPE_CHECKING:
     from autointerp import Features, Label, LabelConfig, Score
-    from autointerp.labelling import Sources
+    from autointerp.label_config import Sources
 
 NONE = "no clear concept"
 FeaturesFolder = Annotated[Path, typer.Argument(metavar="FEATURES", help="Features folder.")]
@@ -179,7 +179,7 @@ def _there(found: Features) -> str:
 
 
 def _sources(found: Features, config: LabelConfig, studies: Path | None, processor: Any) -> Sources:
-    from autointerp.labelling import Sources
+    from autointerp.label_config import Sources
 
     records = load_studies(studies) if studies else []
     return Sources.of(records, image_size=getattr(processor, "image_size", 518))
@@ -196,7 +196,7 @@ def _steered(
     strength: float,
     max_new_tokens: int,
 ) -> Sources:
-    from autointerp.labelling import Sources
+    from autointerp.label_config import Sources
     from hooks.maira2 import load_model
     from maira_sae.causal_reports import CausalConfig, write_causal_reports
     from sae import MatryoshkaSAE

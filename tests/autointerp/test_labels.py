@@ -22,7 +22,7 @@ from autointerp import (
     read_scores,
     write_scores,
 )
-from autointerp.labelling import Sources
+from autointerp.label_config import Sources
 from hooks.files import ConfigError, EndpointError, FolderError
 from hooks.harvest import HarvestConfig, harvest
 from maira_sae.scripted_server import Script, serving

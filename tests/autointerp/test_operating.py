@@ -10,7 +10,8 @@ from autointerp import LabelConfig, Words, detection_scores, label_latents
 from autointerp.client import Client, EndpointConfig, Ledger
 from autointerp.detection import questions
 from autointerp.features import Example
-from autointerp.labelling import Llm, fuzzing_scores
+from autointerp.labellers import Llm
+from autointerp.labelling import fuzzing_scores
 from autointerp.operating import Offer, calibrate, operating_point
 from autointerp.scores import Verdict
 from hooks.files import ConfigError

@@ -11,7 +11,8 @@ from PIL import Image
 from autointerp.client import Client, EndpointConfig, Ledger, Limits
 from autointerp.explaining import explain
 from autointerp.features import Example, Stats
-from autointerp.labelling import LabelConfig, Llm, Sources
+from autointerp.label_config import LabelConfig, Sources
+from autointerp.labellers import Llm
 from autointerp.vision import VisionConfig, vision_request
 from hooks.files import ConfigError, EndpointError
 from hooks.studies import Study
