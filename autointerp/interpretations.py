@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hooks.files import FolderError, FormatError
+from sae.formats.repository import from_hub, names_in
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 LATENT = (
@@ -144,23 +145,13 @@ def _only(names: Sequence[str], where: str) -> str:
 
 
 def _from_hub(repo: str, inside: str, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
 
-    try:
+    with from_hub(repo):
         if Path(inside).suffix.lower() not in SUFFIXES:
             below = f"{inside.rstrip('/')}/" if inside else ""
-            names = HfApi().list_repo_files(repo, revision=revision)
-            inside = below + _only(
-                [n.removeprefix(below) for n in names if n.startswith(below)], f"{repo}/{below}"
-            )
+            inside = below + _only(names_in(repo, revision, below), f"{repo}/{below}")
         return Path(hf_hub_download(repo, inside, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FolderError(
-            f"{repo} is no folder here, and the Hub does not give it ({reason}); check the name, "
-            "the network and access to it"
-        ) from None
 
 
 def _read(path: Path, columns: Columns) -> Interpretations:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hooks.files import FolderError, FormatError, nearest, open_sealed, verify
 from sae.formats import dictionary_learning, gemma_scope, inspected, sae_lens, sparsify
 from sae.formats.given import Given
+from sae.formats.repository import from_hub, names_in
 from sae.formats.tensors import SUFFIXES, read_config
 from sae.model import FORMAT_VERSION, KIND, MatryoshkaSAE
 
@@ -162,16 +163,11 @@ def _only(found: list[Candidate], names: list[str], where: str) -> Candidate:
 
 
 def _from_hub(repo: str, revision: str | None, subfolder: str | None) -> tuple[Path, Candidate]:
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download
 
     below = f"{subfolder.strip('/')}/" if subfolder else ""
-    try:
-        if constants.HF_HUB_OFFLINE:  # what an earlier call fetched is complete for its dictionary
-            names = _cached_names(repo, revision)
-        else:
-            names = HfApi().list_repo_files(repo, revision=revision)
-        inside = [name.removeprefix(below) for name in names if name.startswith(below)]
+    with from_hub(repo):
+        inside = names_in(repo, revision, below)
         choice = _only(candidates(inside), inside, f"{repo}{'/' * bool(below)}{below}")
         wanted = [choice.weights, choice.config]
         if choice.format == "maira_sae":
@@ -179,28 +175,7 @@ def _from_hub(repo: str, revision: str | None, subfolder: str | None) -> tuple[P
             wanted = [choice.weights, *(choice.weights.with_name(name) for name in own)]
         files = [f"{below}{name}" for name in wanted if name is not None]
         folder = snapshot_download(repo, revision=revision, allow_patterns=files)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FolderError(
-            f"{repo} is no folder here, and the Hub does not give it ({reason}); check the name, "
-            "the network and access to it"
-        ) from None
     root = Path(folder) / below
     if choice.format == "maira_sae":
         verify(root / choice.weights.parent)
     return root, choice
-
-
-def _cached_names(repo: str, revision: str | None) -> list[str]:
-    """Files of a repository that lie in the Hub's cache."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    base = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    asked = revision or constants.DEFAULT_REVISION
-    reference = base / "refs" / asked
-    commit = reference.read_text().strip() if reference.is_file() else asked
-    snapshot = base / "snapshots" / commit
-    if not snapshot.is_dir():
-        raise LocalEntryNotFoundError("HF_HUB_OFFLINE is set and it is not in the cache")
-    return [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()]
